@@ -1,0 +1,3 @@
+"""One line a family: importing it registers its models with timm."""
+
+from . import cloformer as cloformer

@@ -1,0 +1,357 @@
+"""The timm side of a four-stage model: everything that timm asks of it, written once.
+
+A family builds its parts and hands them to `StagedModel.__init__`; it defines no other method. The order of the
+children (stem, stage1 ... stage4, norm, global_pool, head_drop, head) is the order of execution, and each level of the
+pyramid is a direct child with a plain name: timm's feature wrappers cut the network there without renaming anything, so
+a classifier's state dict loads into its `features_only` form key by key.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from typing import Any, TypeVar
+
+import torch
+from timm.layers import SelectAdaptivePool2d, get_device_dtype
+from timm.models import build_model_with_cfg, checkpoint_seq
+from timm.models._features import feature_take_indices  # the package's only private timm import
+from torch import Tensor, nn
+
+__all__ = ["Stage", "StagedModel", "Stem", "build_staged", "check_args"]
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+FilterFn = Callable[[dict[str, Any], ModelT], dict[str, Tensor]]
+
+STRIDES = (4, 8, 16, 32)  # image pixels per map cell at the end of stages 1 to 4
+POOLS = ("", "avg", "max", "avgmax", "catavgmax", "fast", "fastavg", "fastmax", "fastavgmax", "fastcatavgmax")
+
+
+def check_args(**args: Any) -> None:
+    """Raise `ValueError` for a network that cannot be built, before any layer is.
+
+    Args:
+        **args: The constructor's arguments by name. `in_chans` must be at least 1, `num_classes` at least 0 and
+            `global_pool` one of timm's names; `..._rate` lies in [0, 1); a tuple has one entry a stage, and an entry
+            that is a number is at least 1.
+
+    Raises:
+        ValueError: Names the argument, its value and what would fit.
+    """
+    for name, value in args.items():
+        if name == "in_chans" and value < 1:
+            raise ValueError(f"in_chans={value} must be at least 1")
+        if name == "num_classes" and value < 0:
+            raise ValueError(f"num_classes={value} must be at least 0 (0 removes the classifier)")
+        if name == "global_pool" and value not in POOLS:
+            raise ValueError(f"global_pool={value!r} is none of {', '.join(map(repr, POOLS))}")
+        if name.endswith("_rate") and not 0 <= value < 1:
+            raise ValueError(f"{name}={value} must be at least 0 and below 1")
+        if isinstance(value, (tuple, list)):
+            if len(value) != len(STRIDES):
+                raise ValueError(f"{name}={value} has {len(value)} entries; it needs {len(STRIDES)}, one a stage")
+            if any(isinstance(entry, (int, float)) and entry < 1 for entry in value):
+                raise ValueError(f"{name}={value} must be at least 1 in each stage")
+
+
+@torch.fx.wrap  # a leaf for every fx tracer, timm's and torchvision's alike: it branches on sizes
+def _check_image(x: Tensor, in_chans: int, min_size: int) -> Tensor:
+    if torch.jit.is_tracing():
+        return x
+    if x.dim() != 4:
+        raise ValueError(f"x has {x.dim()} dimensions; a batch of images (B, {in_chans}, H, W) has 4")
+    if x.shape[1] != in_chans:
+        raise ValueError(f"x has {x.shape[1]} channels; this model was built with in_chans={in_chans}")
+    if x.shape[2] < min_size or x.shape[3] < min_size:
+        raise ValueError(f"x is {x.shape[2]} x {x.shape[3]} pixels; each side needs at least {min_size}")
+    return x
+
+
+class Stem(nn.Module):
+    """First layers of a network, behind a check of the image. `(B, in_chans, H, W) -> (B, C, H', W')`.
+
+    Args:
+        layers: The layers.
+        in_chans: Channels that an image must have.
+        min_size: Shortest side that an image may have, in pixels.
+
+    Raises:
+        ValueError: In `forward`, for an image of another rank, of other channels or smaller than `min_size`.
+    """
+
+    def __init__(self, layers: nn.Module, in_chans: int, min_size: int = STRIDES[0]) -> None:
+        super().__init__()
+        self.in_chans = in_chans
+        self.min_size = min_size
+        self.layers = layers
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(_check_image(x, self.in_chans, self.min_size))
+
+
+class Stage(nn.Module):
+    """One level of the pyramid: what brings the map to this resolution, then the blocks that work there.
+
+    Args:
+        downsample: Halves the map and sets its channels; `nn.Identity()` where the stem already did.
+        blocks: Layers that keep the map's size. Gradient checkpointing recomputes them one by one.
+    """
+
+    def __init__(self, downsample: nn.Module, blocks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.grad_checkpointing = False
+        self.downsample = downsample
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.downsample(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(self.blocks, x)
+        return self.blocks(x)
+
+
+class StagedModel(nn.Module):
+    """A stem, four stages at strides 4, 8, 16, 32, a norm, a pool and a linear classifier, on NCHW maps.
+
+    Args:
+        stem: Layers that take the image to the first stage's input, at stride 2 or 4.
+        stages: Four `Stage`s; stage `i` returns `(B, embed_dims[i], ceil(H / s), ceil(W / s))`, `s` = 4, 8, 16, 32.
+        norm: Applied to the last stage's map only; it is not part of the feature pyramid.
+        embed_dims: Channels of each stage.
+        stem_dim: Channels of the stem's map where it has stride 2: it then is the pyramid's first level. 0 where the
+            stem has stride 4.
+        in_chans: Image channels.
+        num_classes: Width of the classifier; 0 removes it.
+        global_pool: timm's name of the pooling; `''` keeps the map, and the classifier works on each of its cells.
+        drop_rate: Dropout before the classifier.
+        num_features: Channels after `norm` where it changes them; 0 for `embed_dims[-1]`.
+
+    Attributes:
+        feature_info: For each level its channels (`num_chs`), stride (`reduction`) and child (`module`).
+        num_features: Channels that `forward_features` returns.
+        head_hidden_size: Width that the classifier sees, after pooling.
+        head: The classifier, an `nn.Linear`, or `nn.Identity` for `num_classes=0`.
+    """
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        stages: Sequence[nn.Module],
+        norm: nn.Module,
+        *,
+        embed_dims: Sequence[int],
+        in_chans: int,
+        num_classes: int,
+        global_pool: str,
+        drop_rate: float,
+        stem_dim: int = 0,
+        num_features: int = 0,
+    ) -> None:
+        super().__init__()
+        self.in_chans = in_chans
+        self.num_classes = num_classes
+        self.num_features = num_features or embed_dims[-1]
+        levels = [(stem_dim, 2, "stem")] if stem_dim else []
+        levels += [
+            (dim, stride, f"stage{i}") for i, (dim, stride) in enumerate(zip(embed_dims, STRIDES, strict=True), 1)
+        ]
+        self.feature_info: list[dict[str, Any]] = [
+            {"num_chs": dim, "reduction": stride, "module": module} for dim, stride, module in levels
+        ]
+        self.num_levels = len(levels)
+
+        self.stem = Stem(stem, in_chans)
+        self.stage1, self.stage2, self.stage3, self.stage4 = stages
+        self.norm = norm
+        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self.head = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits, `(B, num_classes)`; without classifier the features; without pooling a map of either."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the last level, normalised and not pooled: `(B, num_features, ceil(H / 32), ceil(W / 32))`."""
+        x = self.stem(x)
+        x = self.stage1(x)
+        x = self.stage2(x)
+        x = self.stage3(x)
+        x = self.stage4(x)
+        return self.norm(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool and classify what `forward_features` returned; `pre_logits` stops before the classifier."""
+        x = self.head_drop(self.global_pool(x))
+        if pre_logits:
+            return x
+        if self.global_pool.pool_type == "":
+            return self.head(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.head(x)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Return levels of the pyramid, and the final map unless told otherwise.
+
+        Args:
+            x: Images, `(B, in_chans, H, W)`.
+            indices: Positions in `feature_info` (negative ones count from the end), the last n, or None for all.
+            norm: Normalise the last level too, as `forward_features` does.
+            stop_early: Compute nothing past the last level asked for; the final map then is that level.
+            output_fmt: `'NCHW'`, the only one.
+            intermediates_only: Return the list of levels alone.
+
+        Raises:
+            ValueError: For another `output_fmt`.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt={output_fmt} must be NCHW")
+        take, last = feature_take_indices(self.num_levels, indices)
+        first = 5 - self.num_levels  # of the maps that is a level: 0, the stem's, or 1
+        maps = self._maps(x, last + first if stop_early else 4)
+        intermediates = [maps[i + first] for i in sorted(take)]
+        complete = last == self.num_levels - 1
+        if norm and complete:
+            intermediates[-1] = self.norm(intermediates[-1])
+        if intermediates_only:
+            return intermediates
+        return (self.norm(maps[-1]) if complete or not stop_early else maps[-1]), intermediates
+
+    def _maps(self, x: Tensor, num_stages: int) -> list[Tensor]:
+        # Written out: TorchScript cannot loop over modules that are direct children.
+        maps = [self.stem(x)]
+        if num_stages > 0:
+            maps.append(self.stage1(maps[-1]))
+        if num_stages > 1:
+            maps.append(self.stage2(maps[-1]))
+        if num_stages > 2:
+            maps.append(self.stage3(maps[-1]))
+        if num_stages > 3:
+            maps.append(self.stage4(maps[-1]))
+        return maps
+
+    @torch.jit.ignore
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove what the levels at `indices` do not need, in place.
+
+        Args:
+            indices: As for `forward_intermediates`.
+            prune_norm: Remove the final norm, even where the last level stays.
+            prune_head: Remove pooling and classifier, even where the last level stays.
+
+        Returns:
+            The positions in `feature_info` that `indices` means.
+        """
+        take, last = feature_take_indices(self.num_levels, indices)
+        cut = last < self.num_levels - 1
+        for info in self.feature_info[last + 1 :]:
+            setattr(self, info["module"], nn.Identity())
+        if cut or prune_norm:
+            self.norm = nn.Identity()
+            self.num_features = self.feature_info[last]["num_chs"]
+        if cut or prune_head:
+            self.reset_classifier(0, "")
+        return take
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """Return the classifier."""
+        return self.head
+
+    @torch.jit.ignore
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put a new classifier in place, on the model's device, in its dtype and mode.
+
+        Args:
+            num_classes: Width of the classifier; 0 removes it.
+            global_pool: timm's name of the pooling, `''` for none, or None to keep the present one.
+
+        Raises:
+            ValueError: For a negative `num_classes` or a pooling that does not exist.
+        """
+        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
+        check_args(num_classes=num_classes, global_pool=pool_type)
+        self.num_classes = num_classes
+        self.global_pool = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type)).train(self.training)
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        head = nn.Linear(self.head_hidden_size, num_classes, **get_device_dtype(self)) if num_classes else nn.Identity()
+        self.head = head.train(self.training)
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        for module in self.modules():
+            if isinstance(module, Stage):
+                module.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return timm's layer groups: the stem, then stages (`coarse`) or blocks; the classifier comes last."""
+        fine = [(r"^stage(\d)\.downsample", (-1,)), (r"^stage(\d)\.blocks\.(\d+)", None)]
+        blocks = [(r"^stage(\d)", None)] if coarse else fine
+        return {"stem": r"^(?:stem|stage1\.downsample)\.", "blocks": [*blocks, (r"^norm", (99999,))]}
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Return names of parameters that decay should spare, besides biases and norms: none."""
+        return set()
+
+
+def _strict(filter_fn: FilterFn[ModelT]) -> FilterFn[ModelT]:
+    """Make a checkpoint filter refuse what does not fit: timm only logs it once the class count differs."""
+
+    def checked(state_dict: dict[str, Any], model: ModelT) -> dict[str, Tensor]:
+        out = filter_fn(state_dict, model)
+        wrong = {
+            "missing": sorted(k for k in model.state_dict().keys() - out.keys() if not k.startswith("head.")),
+            "unexpected": sorted(k for k in out.keys() - model.state_dict().keys() if not k.startswith("head.")),
+        }
+        if any(wrong.values()):
+            shown = "; ".join(f"{len(k)} {name}: {', '.join(k[:5])}" for name, k in wrong.items() if k)
+            raise ValueError(f"the checkpoint does not fit {type(model).__name__}: {shown}")
+        return out
+
+    return checked
+
+
+def build_staged(
+    model_cls: type[ModelT],
+    filter_fn: FilterFn[ModelT],
+    variant: str,
+    pretrained: bool = False,
+    *,
+    stem_level: bool = True,
+    device: Any = None,
+    dtype: torch.dtype | None = None,
+    **kwargs: Any,
+) -> ModelT:
+    """Build a registered variant as timm does: weights, `num_classes`, `in_chans`, `features_only`.
+
+    Args:
+        model_cls: The family's class.
+        filter_fn: The family's `checkpoint_filter_fn(state_dict, model)`.
+        variant: Registered name.
+        pretrained: Load the weights that the variant's config names.
+        stem_level: Whether the stem is the pyramid's first level; `features_only` returns the four stages by default.
+        device: Where to build. It reaches every layer as the default device, so that no family hands it down.
+        dtype: Floating-point type of parameters and buffers.
+        **kwargs: Arguments of `timm.models.build_model_with_cfg` and of `model_cls`.
+    """
+    with torch.device(device) if device is not None else nullcontext():
+        model = build_model_with_cfg(
+            model_cls,
+            variant,
+            pretrained,
+            pretrained_filter_fn=_strict(filter_fn) if kwargs.get("pretrained_strict", True) else filter_fn,
+            feature_cfg={"out_indices": (1, 2, 3, 4) if stem_level else (0, 1, 2, 3), "flatten_sequential": False},
+            **kwargs,
+        )
+    return model.to(dtype=dtype) if dtype is not None else model
