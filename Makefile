@@ -1,0 +1,38 @@
+# Two commands set themselves up on a fresh machine: `make demo` and `make test`. The others need `make test` once.
+PYTHON ?= python3
+VENV ?= .venv
+PY = $(VENV)/bin/python
+
+.PHONY: demo test check hub table docs host-tests
+
+$(VENV)/.demo: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --editable '.[demo]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	$(PY) -m pip install --quiet --editable '.[test]'
+	touch $@
+
+demo: $(VENV)/.demo
+	$(PY) -m timm_mobilevit_zoo demo --output demo
+
+test: $(VENV)/.test
+	$(PY) -m pytest $(ARGS)
+
+check: $(VENV)/.test
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy timm_mobilevit_zoo
+	$(PY) -m pylint --disable=all --enable=similarities --min-similarity-lines=8 timm_mobilevit_zoo
+	$(PY) docs/generate.py --check
+
+hub table:
+	$(PY) docs/generate.py
+
+docs: $(VENV)/.test
+	$(PY) -m pip install --quiet --editable '.[docs]'
+	$(PY) -m mkdocs build --strict
+
+host-tests: $(VENV)/.test
+	$(PY) tests/host_tests.py

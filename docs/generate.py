@@ -1,0 +1,172 @@
+"""Write what is generated from the registered models: `hub_configs/*.json` and the tables in README.md and docs.
+
+`python docs/generate.py` writes; `python docs/generate.py --check` writes nothing and exits 1 naming what is stale.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import timm_mobilevit_zoo
+
+__all__ = ["check", "expected_files", "variants", "write"]
+
+ROOT = Path(__file__).resolve().parent.parent
+HUB_CONFIGS = "hub_configs"
+PAGES = ("README.md", "docs/models.md")
+BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
+
+
+def variants() -> list[str]:
+    """Return `name.tag` of every pretrained config that the package registers, smallest network of a family first."""
+    package = timm_mobilevit_zoo.__name__ + "."
+    ours = [n for n in timm.list_models() if timm.model_entrypoint(n).__module__.startswith(package)]
+    tagged = [t for t in timm.list_models(include_tags=True) if t.partition(".")[0] in ours]
+    return sorted(tagged, key=lambda t: (timm.model_entrypoint(t.partition(".")[0]).__module__, _params(t), t))
+
+
+def _build(variant: str, **kwargs: Any) -> Any:
+    with torch.device("meta"):
+        return timm.create_model(variant.partition(".")[0], **kwargs).eval()
+
+
+def _params(variant: str) -> int:
+    return sum(p.numel() for p in _build(variant, num_classes=1000).parameters())
+
+
+def _gmacs(variant: str, input_size: tuple[int, int, int]) -> float:
+    image = torch.zeros(1, *input_size, device="meta")
+    model = _build(variant, num_classes=1000, in_chans=input_size[0])
+    # The plain attention kernel: each of its two matrix products is counted on every version of torch.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(image)
+    return round(counter.get_total_flops() / 2 / 1e9, 3)
+
+
+def _hub_config(variant: str) -> dict[str, Any]:
+    cfg: Any = timm.get_pretrained_cfg(variant)
+    family = importlib.import_module(timm.model_entrypoint(cfg.architecture).__module__)
+    top1 = getattr(family, "published_top1", {}).get(cfg.architecture)
+    repo_id, _, revision = (cfg.hf_hub_id or "").partition("@")
+    return {
+        "architecture": cfg.architecture,
+        "tag": cfg.tag,
+        "params": _params(variant),
+        "gmacs": _gmacs(variant, cfg.input_size),
+        "input_size": cfg.input_size,
+        "mean": cfg.mean,
+        "std": cfg.std,
+        "crop_pct": cfg.crop_pct,
+        "interpolation": cfg.interpolation,
+        "license": cfg.license,
+        "origin_url": cfg.origin_url,
+        "paper_ids": cfg.paper_ids,
+        "paper_name": cfg.paper_name,
+        "published": None if top1 is None else {"imagenet_1k_top1": top1, "claimed_by": "authors"},
+        "hub": {"repo_id": repo_id or None, "revision": revision or None, "sha256": None},
+    }
+
+
+def _file_name(variant: str) -> str:
+    name = variant.partition(".")[0]
+    # The bare name means the default config, here as in timm; a second config of the name carries its tag.
+    return f"{name if timm.get_pretrained_cfg(name) == timm.get_pretrained_cfg(variant) else variant}.json"
+
+
+def _source(config: dict[str, Any]) -> str:
+    papers = config["paper_ids"] or []
+    links = [f"[code]({config['origin_url']})" + (f" ({config['license'].upper()})" if config["license"] else "")]
+    for paper in [papers] if isinstance(papers, str) else papers:
+        kind, _, number = paper.partition(":")
+        links.append(f"[paper](https://arxiv.org/abs/{number})" if kind == "arXiv" else paper)
+    return ", ".join(links)
+
+
+def _row(variant: str, config: dict[str, Any]) -> list[str]:
+    levels = _build(variant, features_only=True).feature_info.channels()
+    published, repo_id = config["published"], config["hub"]["repo_id"]
+    return [
+        f"`{Path(_file_name(variant)).stem}`",
+        f"{config['params'] / 1e6:.2f}",
+        f"{config['gmacs']:.3f}",
+        " x ".join(map(str, config["input_size"][1:])),
+        "-".join(map(str, levels)),
+        f"{published['imagenet_1k_top1']:.1f}" if published else "",
+        f"`{repo_id}`" if repo_id else "none published",
+        _source(config),
+    ]
+
+
+def _table(configs: dict[str, dict[str, Any]]) -> str:
+    header = ["name", "params (M)", "GMACs", "image", "channels", "top-1, %: the authors' claim", "weights", "source"]
+    align = ["---", "---:", "---:", "---:", "---", "---:", "---", "---"]
+    rows = [header, align, *(_row(variant, config) for variant, config in configs.items())]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _page(path: Path, table: str) -> str:
+    head, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{path} lacks the lines {BEGIN} and {END}, in this order")
+    return f"{head}{BEGIN}\n{table}\n{END}{tail}"
+
+
+def expected_files(root: Path = ROOT) -> dict[str, str]:
+    """Return the text of every generated file by its path below `root`."""
+    configs = {variant: _hub_config(variant) for variant in variants()}
+    files = {f"{HUB_CONFIGS}/{_file_name(v)}": json.dumps(c, indent=2) + "\n" for v, c in configs.items()}
+    table = _table(configs)
+    return files | {page: _page(root / page, table) for page in PAGES}
+
+
+def _leftovers(files: dict[str, str], root: Path) -> list[str]:
+    found = {path.relative_to(root).as_posix() for path in (root / HUB_CONFIGS).glob("*.json")}
+    return sorted(found - files.keys())
+
+
+def check(root: Path = ROOT) -> list[str]:
+    """Return the paths below `root` that are missing, differ from what the models say, or belong to no model."""
+    files = expected_files(root)
+    stale = [
+        name
+        for name, text in files.items()
+        if not (root / name).is_file() or (root / name).read_text(encoding="utf-8") != text
+    ]
+    return stale + _leftovers(files, root)
+
+
+def write(root: Path = ROOT) -> None:
+    """Write every generated file below `root` and remove hub configs of models that are gone."""
+    files = expected_files(root)
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(exist_ok=True)
+        new = path.with_name(path.name + ".tmp")
+        new.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(new, path)
+    for name in _leftovers(files, root):
+        (root / name).unlink()
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description="Write hub_configs/*.json and the tables of models.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 naming the stale files")
+    if not parser.parse_args().check:
+        write()
+    elif stale := check():
+        sys.exit("stale, run `python docs/generate.py`: " + ", ".join(stale))
+
+
+if __name__ == "__main__":
+    main()

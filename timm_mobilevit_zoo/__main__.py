@@ -1,0 +1,5 @@
+"""`python -m timm_mobilevit_zoo` is the command `timm-mobilevit-zoo`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,151 @@
+"""The command line: each command calls one function, whose signature and docstring are its options and its help."""
+
+import argparse
+import inspect
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+__all__ = ["main"]
+
+SHORT = {"model": "-m", "output": "-o", "epochs": "-e", "batch_size": "-b"}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command and exit: 0 done, 1 some images unreadable, 2 wrong input, 130 interrupted.
+
+    Args:
+        argv: Arguments after the program's name; the process's own where not given.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] == ["run"] and argv[1:2] not in (["-h"], ["--help"]):  # what follows belongs to the script
+        from . import launch
+
+        return launch.run(argv[1:])
+    args = vars(_parser().parse_args(argv))
+    command, trace = args.pop("command"), args.pop("traceback")
+    try:
+        sys.exit(command(**args))
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        if trace:
+            raise
+        sys.stderr.write(f"timm-mobilevit-zoo: error: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("timm-mobilevit-zoo: interrupted\n")
+        sys.exit(130)
+
+
+def _train(**args: Any) -> int:
+    from .train import train
+
+    best = train(**args)
+    _say(f"best epoch {best['epoch']:.0f}: top-1 {best['val_top1']:.2f}%, loss {best['val_loss']:.4f}")
+    _say(f"load it with timm.create_model('local-dir:{args['output']}', pretrained=True)")
+    return 0
+
+
+def _predict(model: str, images: list[str], as_json: bool, **args: Any) -> int:
+    from .predict import load, predict
+
+    results = predict(load(model), images, **args)
+    if as_json:
+        _say(json.dumps(results, indent=2))
+    else:
+        for result in results:
+            classes = result.get("classes", ())
+            found = "  ".join(f"{entry['label']} {100 * entry['probability']:.1f}%" for entry in classes)
+            _say(f"{result['image']}: {found or result['error']}")
+    return 1 if any("error" in result for result in results) else 0
+
+
+def _demo(**args: Any) -> int:
+    from .demo import demo
+
+    demo(**args)
+    return 0
+
+
+def _run(**args: Any) -> int:
+    raise ValueError("run needs a script or -m MODULE")
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    from . import __version__, demo, predict, train
+
+    parser = argparse.ArgumentParser(
+        prog="timm-mobilevit-zoo", description="Light-weight vision transformers for timm."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    _add_options(_add_command(commands, "train", _train, train.train), train.train)
+
+    one = _add_command(commands, "predict", _predict, predict.predict)
+    one.add_argument("model", metavar="FOLDER", help="folder that train left, or a name that timm has weights for")
+    one.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    one.add_argument("--json", dest="as_json", action="store_true", help="print JSON")
+    _add_options(one, predict.predict, leave_out=("model", "images"))
+
+    _add_options(_add_command(commands, "demo", _demo, demo.demo), demo.demo)
+
+    run = commands.add_parser("run", help="Run a script, one of timm's for example, with the zoo's models registered.")
+    run.add_argument("script", metavar="SCRIPT | -m MODULE", help="the script or module")
+    run.add_argument("args", nargs="...", help="its own arguments")
+    run.set_defaults(command=_run)
+    return parser
+
+
+def _add_command(commands: Any, name: str, call: Callable[..., int], function: Callable[..., Any]) -> Any:
+    summary = (inspect.getdoc(function) or "").partition("\n")[0]
+    parser = commands.add_parser(
+        name, help=summary, description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.set_defaults(command=call)
+    return parser
+
+
+def _add_options(parser: Any, function: Callable[..., Any], leave_out: Sequence[str] = ()) -> None:
+    hints, texts = get_type_hints(function), _argument_texts(function)
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in leave_out:
+            continue
+        kind, text = hints[name], texts[name].replace("%", "%%")
+        if get_origin(kind) is UnionType:
+            kind = next(one for one in get_args(kind) if one is not NoneType)
+        required = parameter.default is parameter.empty
+        if required and parameter.kind is not parameter.KEYWORD_ONLY:
+            parser.add_argument(name, metavar=name.upper(), help=text)
+            continue
+        flags = [*filter(None, [SHORT.get(name)]), "--" + name.replace("_", "-")]
+        options: dict[str, Any] = {"dest": name, "help": text}
+        if kind is bool:
+            options |= {"action": argparse.BooleanOptionalAction, "default": parameter.default}
+        else:
+            options |= {"required": True} if required else {"default": parameter.default}
+            if get_origin(kind) is Literal:
+                options |= {"choices": get_args(kind)}
+            elif get_origin(kind) is tuple:
+                options |= {"type": get_args(kind)[0], "nargs": len(get_args(kind)), "metavar": "X"}
+            else:
+                options |= {"type": kind, "metavar": "X" if kind is float else "N" if kind is int else "NAME"}
+            if parameter.default in (None, ""):
+                options["default"] = argparse.SUPPRESS  # the function's own default; none worth printing
+        parser.add_argument(*flags, **options)
+
+
+def _argument_texts(function: Callable[..., Any]) -> dict[str, str]:
+    """Return what a Google-style docstring says of each argument."""
+    section = re.search(r"^Args:\n(.*?)(?:\n\n|\Z)", inspect.getdoc(function) or "", re.DOTALL | re.MULTILINE)
+    entries = re.split(r"\n(?=\w)", textwrap.dedent(section[1])) if section else []
+    pairs = (entry.partition(":") for entry in entries)
+    return {name.strip(): " ".join(text.split()) for name, _, text in pairs}

@@ -1,0 +1,77 @@
+"""Classify images with a model that a training run left, or that timm can create with weights."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_data_config
+
+__all__ = ["load", "predict"]
+
+
+def load(model: str) -> Any:
+    """Return a trained model in eval mode.
+
+    Args:
+        model: Folder that `train` left (`config.json`, `model.safetensors`), or a name that timm creates with weights.
+
+    Raises:
+        FileNotFoundError: For what looks like a folder but holds no `config.json`.
+        ValueError: For a name that is not registered.
+    """
+    folder = Path(model)
+    if (folder / "config.json").is_file():
+        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    if folder.exists() or "/" in model.partition(":")[0]:
+        raise FileNotFoundError(f"model={model!r} is no folder with a config.json and weights")
+    if ":" not in model and not timm.is_model(model):
+        raise ValueError(f"model={model!r} is neither a folder nor registered; see timm.list_models()")
+    return timm.create_model(model, pretrained=True).eval()
+
+
+@torch.inference_mode()
+def predict(model: Any, images: Sequence[str], *, top: int = 5, batch_size: int = 64) -> list[dict[str, Any]]:
+    """Return the likeliest classes of each image.
+
+    Args:
+        model: What `load` returned.
+        images: Image files.
+        top: How many classes, at most.
+        batch_size: Images at a time.
+
+    Returns:
+        For each image its `image` path and `classes`, a list of `label`, `index` and `probability`, likeliest first;
+        for one that cannot be read `error` instead of `classes`.
+
+    Raises:
+        ValueError: For `top` or `batch_size` below 1.
+    """
+    if top < 1 or batch_size < 1:
+        raise ValueError(f"top={top} and batch_size={batch_size} must be at least 1")
+    config = resolve_data_config({}, model=model)
+    transform = create_transform(**config)
+    mode = "L" if config["input_size"][0] == 1 else "RGB"
+    labels = model.pretrained_cfg.get("label_names") or range(model.num_classes)
+    results: list[dict[str, Any]] = []
+    for start in range(0, len(images), batch_size):
+        batch = []
+        for path in images[start : start + batch_size]:
+            results.append({"image": str(path)})
+            try:
+                with Image.open(path) as image:
+                    batch.append((results[-1], transform(image.convert(mode))))
+            except Exception as error:  # Pillow's plugins raise whatever their format's parser meets
+                results[-1]["error"] = f"{type(error).__name__}: {error}"
+        if not batch:
+            continue
+        device = next(model.parameters()).device
+        logits = model(torch.stack([pixels for _, pixels in batch]).to(device)).float()
+        shares, indices = logits.softmax(1).topk(min(top, logits.shape[1]))
+        for (result, _), row, column in zip(batch, shares.tolist(), indices.tolist(), strict=True):
+            result["classes"] = [
+                {"label": str(labels[i]), "index": i, "probability": p} for p, i in zip(row, column, strict=True)
+            ]
+    return results

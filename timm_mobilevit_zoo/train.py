@@ -1,0 +1,673 @@
+"""Train or fine-tune a model on images: timm's data pipeline, losses, optimisers and tasks, Accelerate's devices.
+
+A run is one folder: `model.safetensors` and `config.json` of the best epoch (what `timm.create_model('local-dir:...')`
+loads), `last.ckpt` to resume from, `summary.csv` and `curve.png`.
+
+Every epoch begins with the random state that its number and the seed give, and a checkpoint closes it; so a run that
+was killed and resumed ends with the same weights as one that was not.
+"""
+
+import copy
+import csv
+import math
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from PIL import Image
+from timm.data import Mixup, create_dataset, create_loader, resolve_data_config
+from timm.data.readers.img_extensions import is_img_extension
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.models import save_for_hf
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.task import (
+    ClassificationTask,
+    FeatureDistillationTask,
+    LogitDistillationTask,
+    TokenDistillationTask,
+)
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from tqdm import tqdm
+
+from ._extras import require
+
+__all__ = ["train"]
+
+TRAIN_FOLDERS = ("train", "training")
+VAL_FOLDERS = ("val", "validation", "valid", "test")
+
+
+def train(
+    data: str,
+    *,
+    model: str,
+    output: str,
+    dataset: str = "",
+    train_split: str = "train",
+    val_split: str = "validation",
+    dataset_download: bool = False,
+    num_classes: int | None = None,
+    val_fraction: float = 0.2,
+    on_broken: Literal["stop", "skip", "trust"] = "stop",
+    workers: int = 2,
+    img_size: int | None = None,
+    in_chans: int = 3,
+    crop_pct: float | None = None,
+    pretrained: bool = False,
+    checkpoint: str = "",
+    drop_rate: float | None = None,
+    drop_path_rate: float | None = None,
+    grad_checkpointing: bool = False,
+    channels_last: bool = True,
+    epochs: int = 30,
+    batch_size: int = 64,
+    grad_accum_steps: int = 1,
+    opt: str = "adamw",
+    lr: float = 1e-3,
+    weight_decay: float = 0.05,
+    layer_decay: float | None = None,
+    clip_grad: float | None = None,
+    sched: str = "cosine",
+    warmup_epochs: int = 3,
+    warmup_lr: float = 1e-6,
+    min_lr: float = 1e-6,
+    no_aug: bool = False,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (0.75, 4 / 3),
+    hflip: float = 0.5,
+    vflip: float = 0.0,
+    color_jitter: float = 0.4,
+    auto_augment: str = "",
+    reprob: float = 0.0,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+    smoothing: float = 0.1,
+    ema: bool = False,
+    ema_decay: float = 0.9998,
+    teacher: str = "",
+    distill: Literal["logit", "token", "feature"] = "logit",
+    temperature: float = 3.0,
+    alpha: float = 0.5,
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no",
+    cpu: bool = False,
+    seed: int = 42,
+    resume: bool = False,
+) -> dict[str, float]:
+    """Train a model on a folder of images, or on a data set that timm names, and leave a folder that timm loads.
+
+    Args:
+        data: Image folder: one folder a class, or such folders under train and val; with a named data set, its root.
+        model: Registered name, or local-dir:FOLDER or hf-hub:REPOSITORY.
+        output: Folder of the run; it must be new or empty, unless the run is resumed.
+        dataset: Name for timm's create_dataset, as torch/cifar10, hfds/NAME, wds/NAME; empty for an image folder.
+        train_split: Split to train on, of a named data set.
+        val_split: Split to validate on, of a named data set.
+        dataset_download: Let a named data set download itself.
+        num_classes: Number of classes, for a named data set that does not tell.
+        val_fraction: Share of each class held out where the folder has no validation split.
+        on_broken: Read all images of a folder first and stop, or leave out, if any is broken; or trust them unread.
+        workers: Processes that load images.
+        img_size: Side of the square input, in pixels; the model's own where not given.
+        in_chans: Image channels: 1 (grey) or 3.
+        crop_pct: Share of a validation image's side that is kept; the model's own where not given.
+        pretrained: Start from the weights that the name stands for; they may be downloaded.
+        checkpoint: Start from this weights file, the authors' or ours.
+        drop_rate: Dropout before the classifier; the model's own where not given.
+        drop_path_rate: Stochastic depth; the model's own where not given.
+        grad_checkpointing: Recompute activations in the backward pass, to save memory.
+        channels_last: Keep the model and the images in channels-last layout, the faster one for these networks.
+        epochs: Passes over the training images.
+        batch_size: Images in one step of one process.
+        grad_accum_steps: Steps whose gradients are summed before an update.
+        opt: timm's name of the optimiser.
+        lr: Highest learning rate, as given: no scaling by batch size.
+        weight_decay: Weight decay, on weights but not on biases and norms.
+        layer_decay: Factor of the learning rate from one layer group to the one before; none where not given.
+        clip_grad: Largest norm of the gradient; no limit where not given.
+        sched: timm's name of the schedule, stepped at every update.
+        warmup_epochs: Epochs of linear warm-up.
+        warmup_lr: Learning rate that warm-up begins with.
+        min_lr: Learning rate that the schedule ends with.
+        no_aug: Train without augmentation.
+        scale: Smallest and largest share of the image's area that a random crop keeps.
+        ratio: Smallest and largest aspect ratio of a random crop.
+        hflip: Probability of a horizontal flip.
+        vflip: Probability of a vertical flip.
+        color_jitter: Strength of colour jitter.
+        auto_augment: timm's policy, as rand-m9-mstd0.5-inc1; empty for none.
+        reprob: Probability of random erasing.
+        mixup: Alpha of mixup; 0 for none.
+        cutmix: Alpha of cutmix; 0 for none.
+        smoothing: Label smoothing.
+        ema: Average the weights over updates, validate and save the average.
+        ema_decay: Decay of that average, an update; it warms up.
+        teacher: Registered name (its pretrained weights may be downloaded) or folder of a trained model to learn from.
+        distill: What the student matches: the teacher's logits, through a distillation token, or its pooled features.
+        temperature: Temperature of the soft labels.
+        alpha: Weight of the teacher's loss; the labels' loss has 1 - alpha.
+        mixed_precision: Type of the arithmetic, as Accelerate names it.
+        cpu: Stay on the CPU where there is an accelerator.
+        seed: Seed of weights, order and augmentation.
+        resume: Continue the run in the output folder, with the same arguments.
+
+    Returns:
+        The best epoch's `epoch`, `val_loss`, `val_top1` and `val_top5` (percent).
+
+    Raises:
+        ValueError: For arguments or data that cannot work, before training; or a loss that is not finite.
+        FileNotFoundError: For a path that is not there.
+        ModuleNotFoundError: Without the extra `train`.
+    """
+    options = dict(locals())
+    accelerate = require("accelerate", "train")
+    require("matplotlib", "train")
+    _check_options(options)
+    accelerator = accelerate.Accelerator(
+        cpu=cpu,
+        mixed_precision=mixed_precision,
+        gradient_accumulation_steps=grad_accum_steps,
+        dataloader_config=accelerate.DataLoaderConfiguration(use_seedable_sampler=True),
+    )
+    out = Path(output)
+    state = _open_run(out, options, accelerator)
+    train_set, val_set, labels = _named_data(options) if dataset else _folder_data(options, accelerator)
+    total, step = len(train_set) if hasattr(train_set, "__len__") else None, batch_size * accelerator.num_processes
+    if total is not None and total < step:
+        raise ValueError(f"batch_size={batch_size} means {step} images a step, but there are {total} to train on")
+
+    accelerate.utils.set_seed(seed)
+    student = _create_student(options, len(labels))
+    config = resolve_data_config({"img_size": img_size, "in_chans": in_chans, "crop_pct": crop_pct}, model=student)
+    _describe(student, config, labels)
+    _check_disk(out, student, ema)
+    if grad_checkpointing:
+        student.set_grad_checkpointing(True)
+    if channels_last:
+        student.to(memory_format=torch.channels_last)
+
+    mix = None
+    if mixup or cutmix:
+        mix = Mixup(mixup, cutmix, label_smoothing=smoothing, num_classes=len(labels))
+    criterion = SoftTargetCrossEntropy() if mix else LabelSmoothingCrossEntropy(smoothing)
+    task = _create_task(student, criterion, options)
+    if ema:
+        task.setup_ema(decay=ema_decay, use_warmup=True)
+    optimizer = create_optimizer_v2(
+        task.trainable_module, opt=opt, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay
+    )
+    train_loader = _loader(train_set, config, options, is_training=True)
+    val_loader = _loader(val_set, config, options, is_training=False)
+    if not isinstance(train_set, IterableDataset):  # timm's streaming readers share the work out themselves
+        train_loader, val_loader = accelerator.prepare(train_loader, val_loader)
+    task.to(accelerator.device)
+    task.trainable_module, optimizer = accelerator.prepare(task.trainable_module, optimizer)
+    updates = math.ceil(len(train_loader) / grad_accum_steps)
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched=sched,
+        num_epochs=epochs,
+        warmup_epochs=warmup_epochs,
+        warmup_lr=warmup_lr,
+        min_lr=min_lr,
+        step_on_epochs=False,
+        updates_per_epoch=updates,
+    )
+
+    history: list[dict[str, float]] = []
+    if state:
+        history = state["history"]
+        unwrap_model(task.trainable_module).load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        if ema:
+            task.trainable_module_ema.load_state_dict(state["ema"])
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(state["scaler"])
+    for epoch in range(len(history), epochs):
+        accelerate.utils.set_seed(seed + 1 + epoch, device_specific=True)
+        for loader in (train_loader, train_set):
+            if hasattr(loader, "set_epoch"):
+                loader.set_epoch(epoch)
+        began = time.perf_counter()
+        row: dict[str, float] = {"epoch": epoch + 1}
+        row |= _train_epoch(
+            task, train_loader, optimizer, scheduler, accelerator, epoch, updates, mix, clip_grad, channels_last
+        )
+        row |= _evaluate(task.get_eval_model(ema=ema), val_loader, accelerator, channels_last)
+        row["seconds"] = round(time.perf_counter() - began, 2)
+        history.append(row)
+        best = max(history, key=lambda r: r["val_top1"])
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            tqdm.write(
+                f"epoch {epoch + 1}/{epochs}  loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  "
+                f"val top-1 {row['val_top1']:.2f}%  best {best['val_top1']:.2f}%  "
+                f"{row['images_per_s']:.0f} images/s  {row['seconds']:.1f} s"
+            )
+            if best is row:
+                _save_folder(unwrap_model(task.get_eval_model(ema=ema)), out, labels)
+            _write_summary(out, history)
+            snapshot = {
+                "options": _comparable(options),
+                "history": history,
+                "model": unwrap_model(task.trainable_module).state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "scheduler": scheduler.state_dict(),
+                "ema": task.trainable_module_ema.state_dict() if ema else None,
+                "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+            }
+            with _replacing(out / "last.ckpt") as path:
+                torch.save(snapshot, path)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    best = max(history, key=lambda r: r["val_top1"])
+    return {key: best[key] for key in ("epoch", "val_loss", "val_top1", "val_top5")}
+
+
+# Before training -----------------------------------------------------------------------------------------------------
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    if not options["dataset"] and not Path(options["data"]).is_dir():
+        raise FileNotFoundError(f"data={options['data']!r} is not a folder")
+    if options["checkpoint"] and not Path(options["checkpoint"]).is_file():
+        raise FileNotFoundError(f"checkpoint={options['checkpoint']!r} is not a file")
+    name = options["model"]
+    if ":" not in name and not timm.is_model(name):
+        raise ValueError(f"model={name!r} is not registered; see timm.list_models()")
+    for key in ("epochs", "batch_size", "grad_accum_steps"):
+        if options[key] < 1:
+            raise ValueError(f"{key}={options[key]} must be at least 1")
+    for key in ("alpha", "smoothing", "hflip", "vflip", "reprob"):
+        if not 0 <= options[key] <= 1:
+            raise ValueError(f"{key}={options[key]} must lie in 0..1")
+    if not 0 < options["val_fraction"] < 1:
+        raise ValueError(f"val_fraction={options['val_fraction']} must lie between 0 and 1")
+    for key in ("lr", "temperature"):
+        if options[key] <= 0:
+            raise ValueError(f"{key}={options[key]} must be above 0")
+    if options["img_size"] is not None and options["img_size"] < 1:
+        raise ValueError(f"img_size={options['img_size']} must be at least 1")
+    if options["in_chans"] not in (1, 3):
+        raise ValueError(f"in_chans={options['in_chans']} must be 1 (grey) or 3 (RGB)")
+    if options["workers"] < 0:
+        raise ValueError(f"workers={options['workers']} must be at least 0")
+    if options["warmup_epochs"] >= options["epochs"] and options["warmup_epochs"] > 0 and options["epochs"] > 1:
+        raise ValueError(f"warmup_epochs={options['warmup_epochs']} must be below epochs={options['epochs']}")
+    if (options["mixup"] or options["cutmix"]) and options["batch_size"] % 2:
+        raise ValueError(f"batch_size={options['batch_size']} must be even for mixup and cutmix")
+
+
+def _comparable(options: dict[str, Any]) -> dict[str, Any]:
+    # What decides the result; a run may move to another folder or another number of loaders.
+    free = ("output", "resume", "workers", "cpu", "data")
+    return {key: value for key, value in options.items() if key not in free}
+
+
+def _open_run(out: Path, options: dict[str, Any], accelerator: Any) -> dict[str, Any] | None:
+    """Return the state to resume from, or None for a new run in a new or empty folder."""
+    last = out / "last.ckpt"
+    if not options["resume"]:
+        if out.exists() and (not out.is_dir() or any(not path.name.startswith(".") for path in out.iterdir())):
+            raise ValueError(
+                f"output={str(out)!r} exists and is not an empty folder; choose another, or resume the run"
+            )
+        accelerator.wait_for_everyone()
+        out.mkdir(parents=True, exist_ok=True)
+        return None
+    if not last.is_file():
+        raise FileNotFoundError(f"output={str(out)!r} holds no last.ckpt to resume from; an epoch had not ended there")
+    for stale in out.glob(".export-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    state: dict[str, Any] = torch.load(last, map_location="cpu", weights_only=True)
+    now = _comparable(options)
+    changed = [
+        f"{key}={now.get(key)!r} (was {state['options'].get(key)!r})"
+        for key in sorted(now.keys() | state["options"].keys())
+        if now.get(key) != state["options"].get(key)
+    ]
+    if changed:
+        raise ValueError(f"a resumed run keeps its arguments, but these differ: {', '.join(changed)}")
+    return state
+
+
+def _images_in(folder: Path) -> list[Path]:
+    found = (Path(root) / name for root, _, names in os.walk(folder, followlinks=True) for name in names)
+    return sorted(path for path in found if is_img_extension(path.suffix))
+
+
+def _classes(folder: Path) -> dict[str, list[Path]]:
+    """Return the images of each class folder.
+
+    Raises:
+        ValueError: Without class folders, or with one that has no images.
+    """
+    classes = {path.name: _images_in(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+    classes = {name: paths for name, paths in classes.items() if not name.startswith(".")}
+    if not classes:
+        raise ValueError(f"data={str(folder)!r} has no class folders: one folder a class, with its images, is needed")
+    empty = [name for name, paths in classes.items() if not paths]
+    if empty:
+        raise ValueError(f"data={str(folder)!r} has classes without images: {', '.join(empty)}")
+    return classes
+
+
+def _folder_data(options: dict[str, Any], accelerator: Any) -> tuple[Any, Any, list[str]]:
+    root = Path(options["data"])
+    train_root = next((root / name for name in TRAIN_FOLDERS if (root / name).is_dir()), None)
+    val_root = next((root / name for name in VAL_FOLDERS if (root / name).is_dir()), None)
+    if (train_root is None) != (val_root is None):
+        need = TRAIN_FOLDERS if train_root is None else VAL_FOLDERS
+        raise ValueError(f"data={str(root)!r} has one split only; the other is looked for as {' or '.join(need)}")
+    mode = "L" if options["in_chans"] == 1 else "RGB"
+    train_classes = _classes(train_root or root)
+    labels = list(train_classes)
+    if len(labels) < 2:
+        raise ValueError(f"data={str(root)!r} has one class, {labels[0]!r}; at least two are needed")
+    broken: set[Path] = set()
+    val_classes: dict[str, list[Path]] = {}
+    if val_root is not None:
+        val_classes = _classes(val_root)
+        unknown = sorted(val_classes.keys() - train_classes.keys())
+        if unknown:
+            raise ValueError(f"data={str(val_root)!r} has classes that {str(train_root)!r} lacks: {', '.join(unknown)}")
+    if options["on_broken"] != "trust":
+        everything = [path for split in (train_classes, val_classes) for paths in split.values() for path in paths]
+        broken = _find_broken(everything, mode, options, accelerator)
+    train_classes, val_classes = (
+        {name: [path for path in paths if path not in broken] for name, paths in split.items()}
+        for split in (train_classes, val_classes)
+    )
+    if val_root is None:
+        order = torch.Generator().manual_seed(options["seed"])
+        for name, paths in train_classes.items():
+            held = max(1, round(len(paths) * options["val_fraction"]))
+            if held >= len(paths):
+                raise ValueError(f"class {name!r} has {len(paths)} image(s), too few to hold some out for validation")
+            picks = set(torch.randperm(len(paths), generator=order)[:held].tolist())
+            val_classes[name] = [path for i, path in enumerate(paths) if i in picks]
+            train_classes[name] = [path for i, path in enumerate(paths) if i not in picks]
+    empty = [name for name, paths in train_classes.items() if not paths]
+    if empty:
+        raise ValueError(f"data={str(root)!r} has classes left without an image that can be read: {', '.join(empty)}")
+
+    def images(folder: Path, classes: dict[str, list[Path]]) -> Any:
+        index = {name: i for i, name in enumerate(labels)}
+        images = create_dataset("", str(folder), search_split=False, class_map=index, input_img_mode=mode)
+        images.reader.samples = [(str(path), index[name]) for name, paths in classes.items() for path in paths]
+        images._max_retries = 1  # a broken image stops the run instead of standing in for its neighbour
+        return images
+
+    return images(train_root or root, train_classes), images(val_root or root, val_classes), labels
+
+
+class _Readable(Dataset[str]):
+    """For each path what is wrong with the image, or an empty string."""
+
+    def __init__(self, paths: list[Path], mode: str) -> None:
+        self.paths, self.mode = paths, mode
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> str:
+        try:
+            with Image.open(self.paths[index]) as image:
+                image.convert(self.mode)
+        except Exception as error:  # Pillow's plugins raise whatever their format's parser meets
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+
+def _find_broken(paths: list[Path], mode: str, options: dict[str, Any], accelerator: Any) -> set[Path]:
+    faults: list[str] = []
+    if accelerator.is_main_process:
+        readable = DataLoader(_Readable(paths, mode), batch_size=64, num_workers=options["workers"], collate_fn=list)
+        for batch in tqdm(readable, desc="reading images", unit="batch", disable=None, leave=False):
+            faults += batch
+    faults = require("accelerate", "train").utils.broadcast_object_list([faults])[0]
+    broken = {path: fault for path, fault in zip(paths, faults, strict=True) if fault}
+    if broken and options["on_broken"] == "stop":
+        listed = "\n".join(f"  {path}: {fault}" for path, fault in list(broken.items())[:20])
+        raise ValueError(f"{len(broken)} image(s) cannot be read; mend them or choose on_broken=skip\n{listed}")
+    if accelerator.is_main_process:
+        for path, fault in broken.items():
+            sys.stderr.write(f"skipped {path}: {fault}\n")
+    return set(broken)
+
+
+def _named_data(options: dict[str, Any]) -> tuple[Any, Any, list[str]]:
+    def images(split: str, is_training: bool) -> Any:
+        return create_dataset(
+            options["dataset"],
+            options["data"],
+            split=split,
+            is_training=is_training,
+            batch_size=options["batch_size"],
+            download=options["dataset_download"],
+            seed=options["seed"],
+            input_img_mode="L" if options["in_chans"] == 1 else "RGB",
+        )
+
+    train_set, val_set = images(options["train_split"], True), images(options["val_split"], False)
+    reader = getattr(train_set, "reader", train_set)
+    named = getattr(reader, "class_to_idx", None) or getattr(train_set, "class_to_idx", None) or {}
+    labels = [str(name) for name, _ in sorted(named.items(), key=lambda entry: entry[1])]
+    count = options["num_classes"] or len(labels)
+    if not count:
+        raise ValueError(f"dataset={options['dataset']!r} does not tell its classes; give num_classes")
+    return train_set, val_set, labels if len(labels) == count else [str(i) for i in range(count)]
+
+
+def _create_student(options: dict[str, Any], num_classes: int) -> Any:
+    extra = {key: options[key] for key in ("drop_rate", "drop_path_rate")}
+    if options["checkpoint"]:
+        extra["pretrained_cfg_overlay"] = {"file": options["checkpoint"]}
+    return timm.create_model(
+        options["model"],
+        pretrained=options["pretrained"] or bool(options["checkpoint"]) or ":" in options["model"],
+        num_classes=num_classes,
+        in_chans=options["in_chans"],
+        **extra,
+    )
+
+
+def _describe(model: Any, config: dict[str, Any], labels: list[str]) -> None:
+    """Make the model's config say what it is trained for, so that the saved folder does."""
+    cfg = model.pretrained_cfg
+    for key in ("tag", "license", "file", "hf_hub_id", "url", "source", "test_input_size", "label_offset"):
+        cfg.pop(key, None)  # they speak of other weights
+    stride = model.feature_info[-1]["reduction"] if hasattr(model, "feature_info") else None
+    cfg.update(
+        num_classes=len(labels),
+        input_size=tuple(config["input_size"]),
+        pool_size=tuple(math.ceil(side / stride) for side in config["input_size"][1:]) if stride else None,
+        **{key: config[key] for key in ("mean", "std", "crop_pct", "crop_mode", "interpolation")},
+    )
+
+
+def _check_disk(out: Path, model: nn.Module, ema: bool) -> None:
+    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    # Weights, two moments and the average in the checkpoint, the weights in the folder; all twice while replaced.
+    needed = 2 * weights * (4 + ema + 1) + 2**24
+    free = shutil.disk_usage(out).free
+    if free < needed:
+        raise ValueError(f"output={str(out)!r} has {free >> 20} MiB left on its disk; the run needs {needed >> 20} MiB")
+
+
+def _create_task(student: Any, criterion: nn.Module, options: dict[str, Any]) -> Any:
+    if not options["teacher"]:
+        return ClassificationTask(student, criterion=criterion, verbose=False)
+    name = options["teacher"]
+    source = f"local-dir:{name}" if Path(name).is_dir() else name
+    teacher = timm.create_model(source, pretrained=True, in_chans=student.in_chans)
+    if teacher.num_classes != student.num_classes:
+        raise ValueError(f"teacher={name!r} knows {teacher.num_classes} classes, the data has {student.num_classes}")
+    teacher.requires_grad_(False)
+    tasks = {"logit": LogitDistillationTask, "token": TokenDistillationTask, "feature": FeatureDistillationTask}
+    heat = {} if options["distill"] == "feature" else {"temperature": options["temperature"]}
+    return tasks[options["distill"]](
+        student, teacher, criterion=criterion, task_loss_weight=1 - options["alpha"], verbose=False, **heat
+    )
+
+
+def _loader(images: Any, config: dict[str, Any], options: dict[str, Any], is_training: bool) -> Any:
+    augmentation = dict(
+        no_aug=options["no_aug"],
+        scale=options["scale"],
+        ratio=options["ratio"],
+        hflip=options["hflip"],
+        vflip=options["vflip"],
+        color_jitter=options["color_jitter"],
+        auto_augment=options["auto_augment"] or None,
+        re_prob=options["reprob"],
+    )
+    return create_loader(
+        images,
+        input_size=config["input_size"],
+        batch_size=options["batch_size"],
+        is_training=is_training,
+        interpolation="random" if is_training and not options["no_aug"] else config["interpolation"],
+        mean=config["mean"],
+        std=config["std"],
+        crop_pct=config["crop_pct"],
+        crop_mode=config["crop_mode"],
+        num_workers=options["workers"],
+        use_prefetcher=False,
+        persistent_workers=False,  # a worker that outlived its epoch would carry its random state into the next
+        **(augmentation if is_training else {}),
+    )
+
+
+# Training ------------------------------------------------------------------------------------------------------------
+
+
+def _train_epoch(
+    task: Any,
+    loader: Any,
+    optimizer: Any,
+    scheduler: Any,
+    accelerator: Any,
+    epoch: int,
+    updates: int,
+    mix: Mixup | None,
+    clip_grad: float | None,
+    channels_last: bool,
+) -> dict[str, float]:
+    task.train()
+    update = epoch * updates
+    loss_sum = torch.zeros((), device=accelerator.device)
+    right = torch.zeros((), device=accelerator.device)
+    seen = 0
+    began = time.perf_counter()
+    show = None if accelerator.is_local_main_process else True
+    bar = tqdm(loader, desc=f"epoch {epoch + 1}", unit="batch", disable=show, leave=False)
+    for images, target in bar:
+        images, target = images.to(accelerator.device), target.to(accelerator.device)
+        if mix is not None:
+            images, target = mix(images, target)
+        if channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with accelerator.accumulate(task.trainable_module):
+            with accelerator.autocast():
+                result = task(images, target)
+            accelerator.backward(result["loss"])
+            if clip_grad is not None and accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(task.trainable_module.parameters(), clip_grad)
+            optimizer.step()
+            optimizer.zero_grad()
+        if accelerator.sync_gradients:
+            update += 1
+            task.update_ema(step=update)
+            scheduler.step_update(update)
+        labels = target.argmax(1) if target.ndim > 1 else target
+        loss_sum += result["loss"].detach() * len(images)
+        right += (result["output"].argmax(1) == labels).sum()
+        seen += len(images)
+        if bar.n % 10 == 0 and not bar.disable:
+            rate = seen * accelerator.num_processes / (time.perf_counter() - began)
+            bar.set_postfix(loss=f"{loss_sum / seen:.4f}", top1=f"{100 * right / seen:.1f}%", images_s=f"{rate:.0f}")
+    counts = accelerator.reduce(torch.stack([loss_sum, right, torch.tensor(float(seen), device=loss_sum.device)]))
+    loss, top1 = (counts[:2] / counts[2]).tolist()
+    if not math.isfinite(loss):
+        raise ValueError(f"the loss of epoch {epoch + 1} is {loss}: lower lr, or set clip_grad")
+    return {
+        "lr": optimizer.param_groups[0]["lr"],
+        "train_loss": loss,
+        "train_top1": 100 * top1,
+        "images_per_s": round(counts[2].item() / (time.perf_counter() - began), 1),
+    }
+
+
+@torch.inference_mode()
+def _evaluate(model: Any, loader: Any, accelerator: Any, channels_last: bool) -> dict[str, float]:
+    model.eval()
+    rows: list[Tensor] = []
+    show = None if accelerator.is_local_main_process else True
+    for images, target in tqdm(loader, desc="validation", unit="batch", disable=show, leave=False):
+        images, target = images.to(accelerator.device), target.to(accelerator.device)
+        if channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with accelerator.autocast():
+            logits = model(images).float()
+        top5 = logits.topk(min(5, logits.shape[1])).indices == target[:, None]
+        loss = nn.functional.cross_entropy(logits, target, reduction="none")
+        rows.append(accelerator.gather_for_metrics(torch.stack([loss, top5[:, 0], top5.any(1)], dim=1)))
+    loss, top1, top5_share = torch.cat(rows).double().mean(0).tolist()
+    return {"val_loss": loss, "val_top1": 100 * top1, "val_top5": 100 * top5_share}
+
+
+# What a run leaves ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a path to write to; the file takes its name only when it is whole and on the disk."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _save_folder(model: Any, out: Path, labels: list[str]) -> None:
+    weights = copy.deepcopy(model).to("cpu", memory_format=torch.contiguous_format)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as folder:
+        save_for_hf(weights, folder, model_config={"label_names": labels}, safe_serialization=True)
+        for name in ("config.json", "model.safetensors"):
+            with _replacing(out / name) as part:
+                shutil.copyfile(Path(folder) / name, part)
+
+
+def _write_summary(out: Path, history: list[dict[str, float]]) -> None:
+    with _replacing(out / "summary.csv") as part, part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(history[0]))
+        writer.writeheader()
+        writer.writerows(history)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    loss, top1 = figure.subplots(1, 2)
+    epochs = [row["epoch"] for row in history]
+    for axis, kind, unit in ((loss, "loss", "loss"), (top1, "top1", "top-1 (%)")):
+        axis.plot(epochs, [row[f"train_{kind}"] for row in history], label="training")
+        axis.plot(epochs, [row[f"val_{kind}"] for row in history], label="validation")
+        axis.set(xlabel="epoch", ylabel=unit)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    with _replacing(out / "curve.png") as part:
+        figure.savefig(part, format="png", dpi=120)
