@@ -158,7 +158,7 @@ def test_loader_workers_start_by_every_method(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "problem"),
     [
-        ([], "which script?"),
+        ([], "no script given"),
         (["absent.py", "--model", "x"], "no script file 'absent.py'"),
         (["--model", "x"], "no script file '--model'"),
         (["-m"], "-m needs the name of a module"),

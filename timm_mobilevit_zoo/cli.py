@@ -131,14 +131,14 @@ def _add_options(parser: Any, function: Callable[..., Any], leave_out: Sequence[
         if kind is bool:
             options |= {"action": argparse.BooleanOptionalAction, "default": parameter.default}
         else:
-            options |= {"required": True} if required else {"default": parameter.default}
+            options |= {"required": required, "default": parameter.default}
             if get_origin(kind) is Literal:
                 options |= {"choices": get_args(kind)}
             elif get_origin(kind) is tuple:
                 options |= {"type": get_args(kind)[0], "nargs": len(get_args(kind)), "metavar": "X"}
             else:
                 options |= {"type": kind, "metavar": "X" if kind is float else "N" if kind is int else "NAME"}
-            if parameter.default in (None, ""):
+            if required or parameter.default in (None, ""):
                 options["default"] = argparse.SUPPRESS  # the function's own default; none worth printing
         parser.add_argument(*flags, **options)
 

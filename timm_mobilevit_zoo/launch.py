@@ -43,7 +43,7 @@ def run(args: Sequence[str]) -> None:
         runpy.run_module(args[1], run_name="__main__", alter_sys=True)
     else:
         if not args or not os.path.isfile(args[0]):
-            _stop(f"no script file {args[0]!r}" if args else "which script?")
+            _stop(f"no script file {args[0]!r}" if args else "no script given")
         # Absolute, as python makes __file__, so that spawned workers find the script after a change of folder.
         script = os.path.abspath(args[0])
         sys.path.append(os.path.dirname(script))

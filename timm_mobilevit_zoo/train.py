@@ -12,7 +12,6 @@ import csv
 import math
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,9 +21,7 @@ from typing import Any, Literal
 
 import timm
 import torch
-from PIL import Image
-from timm.data import Mixup, create_dataset, create_loader, resolve_data_config
-from timm.data.readers.img_extensions import is_img_extension
+from timm.data import Mixup, resolve_data_config
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models import save_for_hf
 from timm.optim import create_optimizer_v2
@@ -37,15 +34,13 @@ from timm.task import (
 )
 from timm.utils import unwrap_model
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
+from ._data import folder_data, make_loader, named_data
 from ._extras import require
 
 __all__ = ["train"]
-
-TRAIN_FOLDERS = ("train", "training")
-VAL_FOLDERS = ("val", "validation", "valid", "test")
 
 
 def train(
@@ -82,7 +77,7 @@ def train(
     warmup_epochs: int = 3,
     warmup_lr: float = 1e-6,
     min_lr: float = 1e-6,
-    no_aug: bool = False,
+    augment: bool = True,
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (0.75, 4 / 3),
     hflip: float = 0.5,
@@ -139,7 +134,7 @@ def train(
         warmup_epochs: Epochs of linear warm-up.
         warmup_lr: Learning rate that warm-up begins with.
         min_lr: Learning rate that the schedule ends with.
-        no_aug: Train without augmentation.
+        augment: Augment the training images, as the next options say.
         scale: Smallest and largest share of the image's area that a random crop keeps.
         ratio: Smallest and largest aspect ratio of a random crop.
         hflip: Probability of a horizontal flip.
@@ -181,7 +176,7 @@ def train(
     )
     out = Path(output)
     state = _open_run(out, options, accelerator)
-    train_set, val_set, labels = _named_data(options) if dataset else _folder_data(options, accelerator)
+    train_set, val_set, labels = named_data(options) if dataset else folder_data(options, accelerator)
     total, step = len(train_set) if hasattr(train_set, "__len__") else None, batch_size * accelerator.num_processes
     if total is not None and total < step:
         raise ValueError(f"batch_size={batch_size} means {step} images a step, but there are {total} to train on")
@@ -189,6 +184,8 @@ def train(
     accelerate.utils.set_seed(seed)
     student = _create_student(options, len(labels))
     config = resolve_data_config({"img_size": img_size, "in_chans": in_chans, "crop_pct": crop_pct}, model=student)
+    if in_chans == 1:  # timm's transforms take the statistics as they are
+        config |= {key: (sum(config[key]) / len(config[key]),) for key in ("mean", "std")}
     _describe(student, config, labels)
     _check_disk(out, student, ema)
     if grad_checkpointing:
@@ -206,8 +203,8 @@ def train(
     optimizer = create_optimizer_v2(
         task.trainable_module, opt=opt, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay
     )
-    train_loader = _loader(train_set, config, options, is_training=True)
-    val_loader = _loader(val_set, config, options, is_training=False)
+    train_loader = make_loader(train_set, config, options, is_training=True)
+    val_loader = make_loader(val_set, config, options, is_training=False)
     if not isinstance(train_set, IterableDataset):  # timm's streaming readers share the work out themselves
         train_loader, val_loader = accelerator.prepare(train_loader, val_loader)
     task.to(accelerator.device)
@@ -275,9 +272,6 @@ def train(
     return {key: best[key] for key in ("epoch", "val_loss", "val_top1", "val_top5")}
 
 
-# Before training -----------------------------------------------------------------------------------------------------
-
-
 def _check_options(options: dict[str, Any]) -> None:
     if not options["dataset"] and not Path(options["data"]).is_dir():
         raise FileNotFoundError(f"data={options['data']!r} is not a folder")
@@ -312,7 +306,8 @@ def _check_options(options: dict[str, Any]) -> None:
 def _comparable(options: dict[str, Any]) -> dict[str, Any]:
     # What decides the result; a run may move to another folder or another number of loaders.
     free = ("output", "resume", "workers", "cpu", "data")
-    return {key: value for key, value in options.items() if key not in free}
+    pairs = ((key, tuple(value) if isinstance(value, list) else value) for key, value in options.items())
+    return {key: value for key, value in pairs if key not in free}
 
 
 def _open_run(out: Path, options: dict[str, Any], accelerator: Any) -> dict[str, Any] | None:
@@ -340,134 +335,6 @@ def _open_run(out: Path, options: dict[str, Any], accelerator: Any) -> dict[str,
     if changed:
         raise ValueError(f"a resumed run keeps its arguments, but these differ: {', '.join(changed)}")
     return state
-
-
-def _images_in(folder: Path) -> list[Path]:
-    found = (Path(root) / name for root, _, names in os.walk(folder, followlinks=True) for name in names)
-    return sorted(path for path in found if is_img_extension(path.suffix))
-
-
-def _classes(folder: Path) -> dict[str, list[Path]]:
-    """Return the images of each class folder.
-
-    Raises:
-        ValueError: Without class folders, or with one that has no images.
-    """
-    classes = {path.name: _images_in(path) for path in sorted(folder.iterdir()) if path.is_dir()}
-    classes = {name: paths for name, paths in classes.items() if not name.startswith(".")}
-    if not classes:
-        raise ValueError(f"data={str(folder)!r} has no class folders: one folder a class, with its images, is needed")
-    empty = [name for name, paths in classes.items() if not paths]
-    if empty:
-        raise ValueError(f"data={str(folder)!r} has classes without images: {', '.join(empty)}")
-    return classes
-
-
-def _folder_data(options: dict[str, Any], accelerator: Any) -> tuple[Any, Any, list[str]]:
-    root = Path(options["data"])
-    train_root = next((root / name for name in TRAIN_FOLDERS if (root / name).is_dir()), None)
-    val_root = next((root / name for name in VAL_FOLDERS if (root / name).is_dir()), None)
-    if (train_root is None) != (val_root is None):
-        need = TRAIN_FOLDERS if train_root is None else VAL_FOLDERS
-        raise ValueError(f"data={str(root)!r} has one split only; the other is looked for as {' or '.join(need)}")
-    mode = "L" if options["in_chans"] == 1 else "RGB"
-    train_classes = _classes(train_root or root)
-    labels = list(train_classes)
-    if len(labels) < 2:
-        raise ValueError(f"data={str(root)!r} has one class, {labels[0]!r}; at least two are needed")
-    broken: set[Path] = set()
-    val_classes: dict[str, list[Path]] = {}
-    if val_root is not None:
-        val_classes = _classes(val_root)
-        unknown = sorted(val_classes.keys() - train_classes.keys())
-        if unknown:
-            raise ValueError(f"data={str(val_root)!r} has classes that {str(train_root)!r} lacks: {', '.join(unknown)}")
-    if options["on_broken"] != "trust":
-        everything = [path for split in (train_classes, val_classes) for paths in split.values() for path in paths]
-        broken = _find_broken(everything, mode, options, accelerator)
-    train_classes, val_classes = (
-        {name: [path for path in paths if path not in broken] for name, paths in split.items()}
-        for split in (train_classes, val_classes)
-    )
-    if val_root is None:
-        order = torch.Generator().manual_seed(options["seed"])
-        for name, paths in train_classes.items():
-            held = max(1, round(len(paths) * options["val_fraction"]))
-            if held >= len(paths):
-                raise ValueError(f"class {name!r} has {len(paths)} image(s), too few to hold some out for validation")
-            picks = set(torch.randperm(len(paths), generator=order)[:held].tolist())
-            val_classes[name] = [path for i, path in enumerate(paths) if i in picks]
-            train_classes[name] = [path for i, path in enumerate(paths) if i not in picks]
-    empty = [name for name, paths in train_classes.items() if not paths]
-    if empty:
-        raise ValueError(f"data={str(root)!r} has classes left without an image that can be read: {', '.join(empty)}")
-
-    def images(folder: Path, classes: dict[str, list[Path]]) -> Any:
-        index = {name: i for i, name in enumerate(labels)}
-        images = create_dataset("", str(folder), search_split=False, class_map=index, input_img_mode=mode)
-        images.reader.samples = [(str(path), index[name]) for name, paths in classes.items() for path in paths]
-        images._max_retries = 1  # a broken image stops the run instead of standing in for its neighbour
-        return images
-
-    return images(train_root or root, train_classes), images(val_root or root, val_classes), labels
-
-
-class _Readable(Dataset[str]):
-    """For each path what is wrong with the image, or an empty string."""
-
-    def __init__(self, paths: list[Path], mode: str) -> None:
-        self.paths, self.mode = paths, mode
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> str:
-        try:
-            with Image.open(self.paths[index]) as image:
-                image.convert(self.mode)
-        except Exception as error:  # Pillow's plugins raise whatever their format's parser meets
-            return f"{type(error).__name__}: {error}"
-        return ""
-
-
-def _find_broken(paths: list[Path], mode: str, options: dict[str, Any], accelerator: Any) -> set[Path]:
-    faults: list[str] = []
-    if accelerator.is_main_process:
-        readable = DataLoader(_Readable(paths, mode), batch_size=64, num_workers=options["workers"], collate_fn=list)
-        for batch in tqdm(readable, desc="reading images", unit="batch", disable=None, leave=False):
-            faults += batch
-    faults = require("accelerate", "train").utils.broadcast_object_list([faults])[0]
-    broken = {path: fault for path, fault in zip(paths, faults, strict=True) if fault}
-    if broken and options["on_broken"] == "stop":
-        listed = "\n".join(f"  {path}: {fault}" for path, fault in list(broken.items())[:20])
-        raise ValueError(f"{len(broken)} image(s) cannot be read; mend them or choose on_broken=skip\n{listed}")
-    if accelerator.is_main_process:
-        for path, fault in broken.items():
-            sys.stderr.write(f"skipped {path}: {fault}\n")
-    return set(broken)
-
-
-def _named_data(options: dict[str, Any]) -> tuple[Any, Any, list[str]]:
-    def images(split: str, is_training: bool) -> Any:
-        return create_dataset(
-            options["dataset"],
-            options["data"],
-            split=split,
-            is_training=is_training,
-            batch_size=options["batch_size"],
-            download=options["dataset_download"],
-            seed=options["seed"],
-            input_img_mode="L" if options["in_chans"] == 1 else "RGB",
-        )
-
-    train_set, val_set = images(options["train_split"], True), images(options["val_split"], False)
-    reader = getattr(train_set, "reader", train_set)
-    named = getattr(reader, "class_to_idx", None) or getattr(train_set, "class_to_idx", None) or {}
-    labels = [str(name) for name, _ in sorted(named.items(), key=lambda entry: entry[1])]
-    count = options["num_classes"] or len(labels)
-    if not count:
-        raise ValueError(f"dataset={options['dataset']!r} does not tell its classes; give num_classes")
-    return train_set, val_set, labels if len(labels) == count else [str(i) for i in range(count)]
 
 
 def _create_student(options: dict[str, Any], num_classes: int) -> Any:
@@ -520,37 +387,6 @@ def _create_task(student: Any, criterion: nn.Module, options: dict[str, Any]) ->
     return tasks[options["distill"]](
         student, teacher, criterion=criterion, task_loss_weight=1 - options["alpha"], verbose=False, **heat
     )
-
-
-def _loader(images: Any, config: dict[str, Any], options: dict[str, Any], is_training: bool) -> Any:
-    augmentation = dict(
-        no_aug=options["no_aug"],
-        scale=options["scale"],
-        ratio=options["ratio"],
-        hflip=options["hflip"],
-        vflip=options["vflip"],
-        color_jitter=options["color_jitter"],
-        auto_augment=options["auto_augment"] or None,
-        re_prob=options["reprob"],
-    )
-    return create_loader(
-        images,
-        input_size=config["input_size"],
-        batch_size=options["batch_size"],
-        is_training=is_training,
-        interpolation="random" if is_training and not options["no_aug"] else config["interpolation"],
-        mean=config["mean"],
-        std=config["std"],
-        crop_pct=config["crop_pct"],
-        crop_mode=config["crop_mode"],
-        num_workers=options["workers"],
-        use_prefetcher=False,
-        persistent_workers=False,  # a worker that outlived its epoch would carry its random state into the next
-        **(augmentation if is_training else {}),
-    )
-
-
-# Training ------------------------------------------------------------------------------------------------------------
 
 
 def _train_epoch(
@@ -626,9 +462,6 @@ def _evaluate(model: Any, loader: Any, accelerator: Any, channels_last: bool) ->
         rows.append(accelerator.gather_for_metrics(torch.stack([loss, top5[:, 0], top5.any(1)], dim=1)))
     loss, top1, top5_share = torch.cat(rows).double().mean(0).tolist()
     return {"val_loss": loss, "val_top1": 100 * top1, "val_top5": 100 * top5_share}
-
-
-# What a run leaves ---------------------------------------------------------------------------------------------------
 
 
 @contextmanager

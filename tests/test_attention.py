@@ -1,0 +1,154 @@
+"""Every module of the catalogue: any map, its shape kept, at home in timm's networks; and the same by other means."""
+
+import einops
+import pytest
+import timm
+import torch
+from torch import nn
+
+from timm_mobilevit_zoo import attention
+from timm_mobilevit_zoo.attention import CloAttention
+from timm_mobilevit_zoo.models.cloformer import PartialAvgPool2d
+
+every_module = pytest.mark.parametrize("name", attention.__all__)
+
+
+def create(name, dim=32, **kwargs):
+    torch.manual_seed(0)
+    return getattr(attention, name)(dim, **kwargs).eval()
+
+
+@every_module
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 3), (7, 7), (13, 31), (56, 40)])
+def test_shape_is_kept(name, size):
+    module, x = create(name), torch.randn(2, 32, *size, requires_grad=True)
+    y = module(x)
+    assert y.shape == x.shape
+    y.sum().backward()
+    assert torch.isfinite(y).all()
+    assert torch.isfinite(x.grad).all()
+
+
+@every_module
+@pytest.mark.parametrize(
+    ("network", "where"),
+    [
+        ("resnet18", lambda layer: {"block_args": {"attn_layer": layer}}),
+        ("resnet50", lambda layer: {"block_args": {"attn_layer": layer}}),
+        ("seresnet33ts", lambda layer: {"attn_layer": layer}),  # a ByobNet
+    ],
+)
+def test_serves_as_timms_attention_layer(name, network, where):
+    layer = getattr(attention, name)
+    model = timm.create_model(network, num_classes=3, **where(layer)).eval()
+    assert sum(isinstance(module, layer) for module in model.modules()) >= 8
+    assert model(torch.rand(1, 3, 75, 101)).shape == (1, 3)
+
+
+@every_module
+def test_device_and_dtype(name):
+    module = create(name, device="meta", dtype=torch.bfloat16)
+    assert all(p.is_meta and p.dtype == torch.bfloat16 for p in module.parameters())
+
+
+@every_module
+def test_compilers(name):
+    module, x = create(name), torch.randn(2, 32, 13, 18)
+    torch.testing.assert_close(torch.jit.script(module)(x), module(x))
+    torch.testing.assert_close(torch.fx.symbolic_trace(module)(x), module(x))
+    torch.testing.assert_close(torch.export.export(module, (x,)).module()(x), module(x))
+
+
+@every_module
+def test_generated_code(name):
+    module, x = create(name), torch.randn(2, 32, 13, 18)
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.compile(module, fullgraph=True)(x), module(x))
+
+
+@every_module
+def test_fused_and_plain_kernels_agree(name):
+    module, x = create(name), torch.randn(2, 32, 13, 18)
+    expected = module(x)
+    switched = [part for part in module.modules() if hasattr(part, "fused_attn")]
+    assert switched
+    for part in switched:
+        part.fused_attn = not part.fused_attn
+    torch.testing.assert_close(module(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dim": 30}, "dim=30 must be a positive multiple of num_heads=4"),
+        ({"dim": 0}, "dim=0 must be"),
+        ({"num_heads": 0, "group_split": (0, 0)}, "num_heads=0"),
+        ({"group_split": (3, 2)}, r"group_split=\(3, 2\) must be two counts of heads that sum to num_heads=4"),
+        ({"group_split": (5, -1)}, r"group_split=\(5, -1\)"),
+        ({"kernel_size": 4}, "kernel_size=4 must be odd"),
+        ({"window_size": 0}, "window_size=0 must be at least 1"),
+    ],
+)
+def test_clo_attention_names_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        CloAttention(**{"dim": 32, **arguments})
+
+
+def clo_attention_again(module, x, heads, split, window):
+    """The layer's equations once more, in float64, with einops and loops."""
+    module, x = module.double(), x.double()
+    H, W = x.shape[2:]
+    d = x.shape[1] // heads
+
+    def project(conv, x):
+        return torch.einsum("oc,bchw->bohw", conv.weight[:, :, 0, 0], x) + conv.bias[:, None, None]
+
+    branches = []
+    if split[0]:
+        local = module.local
+        qkv = project(local.qkv, x)
+        side = local.mix.kernel_size[0]
+        patches = nn.functional.unfold(qkv, side, padding=side // 2)
+        patches = einops.rearrange(patches, "b (c k) n -> b c k n", k=side * side)
+        kernel = einops.rearrange(local.mix.weight, "c 1 i j -> c (i j)")
+        mixed = torch.einsum("bckn,ck->bcn", patches, kernel) + local.mix.bias[:, None]
+        q, k, v = einops.rearrange(mixed, "b (three c) (h w) -> three b c h w", three=3, h=H)
+        hidden = project(local.gate[0], q * k)
+        gate = project(local.gate[2], hidden * torch.sigmoid(hidden))
+        branches.append(torch.tanh(gate / d**0.5) * v)
+    if split[1]:
+        pooled = module.pooled
+        cells = [
+            x[:, :, i : i + window, j : j + window].mean((2, 3))
+            for i in range(0, H, window)
+            for j in range(0, W, window)
+        ]
+        q = einops.rearrange(project(pooled.q, x), "b (m d) h w -> b m (h w) d", d=d)
+        kv = project(pooled.kv, torch.stack(cells, -1)[..., None])
+        k, v = einops.rearrange(kv, "b (two m d) n 1 -> two b m n d", two=2, d=d)
+        attn = (torch.einsum("bmqd,bmkd->bmqk", q, k) / d**0.5).softmax(-1)
+        branches.append(einops.rearrange(torch.einsum("bmqk,bmkd->bmqd", attn, v), "b m (h w) d -> b (m d) h w", h=H))
+    return project(module.proj, torch.cat(branches, 1))
+
+
+@pytest.mark.parametrize("split", [(2, 2), (1, 3), (4, 0), (0, 4)])
+@pytest.mark.parametrize("size", [(16, 16), (13, 18), (3, 5), (1, 1)])
+@pytest.mark.parametrize("window", [1, 4, 8])
+def test_clo_attention_computes_its_equations(split, size, window):
+    torch.manual_seed(0)
+    module = CloAttention(16, 4, split, kernel_size=5, window_size=window).eval()
+    x = torch.randn(2, 16, *size)
+    ours = module(x)
+    theirs = clo_attention_again(module, x, 4, split, window)
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(16, 24), (13, 18), (3, 5), (8, 9)])
+def test_exported_pooling_is_the_eager_one(size):
+    pool, x = PartialAvgPool2d(4), torch.randn(2, 3, *size)
+    exported = torch.export.export(pool, (x,)).module()(x)
+    if size == (16, 24):
+        assert torch.equal(exported, pool(x))
+    torch.testing.assert_close(exported, pool(x))
+    corner = x[:, :, 4 * ((size[0] - 1) // 4) :, 4 * ((size[1] - 1) // 4) :].mean((2, 3))
+    torch.testing.assert_close(pool(x)[:, :, -1, -1], corner)

@@ -1,0 +1,467 @@
+"""What timm and its users ask of a model, for every name that the package registers."""
+
+import copy
+import inspect
+import io
+import json
+import math
+import pickle
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from timm.layers import freeze_batch_norm_2d
+from timm.models import FeatureListNet, group_parameters, save_for_hf
+from timm.models._features import FeatureGetterNet
+from timm.optim import create_optimizer_v2
+from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor
+from zoo import FIRST, NAMES, image
+
+from timm_mobilevit_zoo.models._staged import Stage, StagedModel
+
+every_name = pytest.mark.parametrize("name", NAMES)
+first_of_family = pytest.mark.parametrize("name", FIRST)
+
+
+def create(name, **kwargs):
+    torch.manual_seed(0)
+    return timm.create_model(name, **kwargs).eval()
+
+
+def close(a, b, tolerance=1e-5):
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def ceil_shapes(height, width, reductions):
+    return [(math.ceil(height / r), math.ceil(width / r)) for r in reductions]
+
+
+# The registered model
+
+
+@every_name
+def test_config_is_whole(name):
+    model = create(name)
+    cfg, weights = model.pretrained_cfg, model.state_dict()
+    assert f"{cfg['first_conv']}.weight" in weights
+    assert f"{cfg['classifier']}.weight" in weights
+    assert cfg["license"]
+    assert cfg["paper_ids"]
+    assert cfg["origin_url"]
+    assert cfg["pool_size"]
+    assert inspect.getdoc(timm.model_entrypoint(name))
+    assert "/" in (cfg.get("hf_hub_id") or "/"), "a repository id is whole: timm completes none but its own"
+
+
+@every_name
+def test_parameters_are_those_recorded(name):
+    folder = Path(__file__).parents[1] / "hub_configs"
+    recorded = json.loads((folder / f"{name}.json").read_text())["params"]
+    assert sum(p.numel() for p in create(name).parameters()) == recorded
+
+
+@every_name
+def test_pretrained_without_published_weights_says_so(name):
+    if timm.get_pretrained_cfg(name).has_weights:
+        pytest.skip("weights are published")
+    with pytest.raises(RuntimeError, match="No pretrained weights exist"):
+        timm.create_model(name, pretrained=True)
+
+
+def test_a_family_defines_its_constructor_and_nothing_else():
+    def families(cls):
+        for child in cls.__subclasses__():
+            yield child
+            yield from families(child)
+
+    ours = [cls for cls in families(StagedModel) if cls.__module__.startswith("timm_mobilevit_zoo.")]
+    assert ours
+    for cls in ours:
+        assert {key for key, value in vars(cls).items() if callable(value)} == {"__init__"}
+
+
+# Classifier
+
+
+@every_name
+def test_head(name):
+    model, x = create(name, num_classes=7), image()
+    features = model.forward_features(x)
+    assert features.shape[:2] == (2, model.num_features)
+    assert model.forward_head(features, pre_logits=True).shape == (2, model.head_hidden_size)
+    assert torch.equal(model(x), model.forward_head(features))
+    assert dict(model.named_children())["head"] is model.head is model.get_classifier()
+    assert type(model.head) is nn.Linear
+    assert model.head.out_features == model(x).shape[1] == 7
+    assert next(reversed(dict(model.named_children()))) == "head"
+
+
+@every_name
+def test_reset_classifier(name):
+    model, x = create(name, global_pool="max"), image()
+    features = model.forward_features(x)
+    model.reset_classifier(5)
+    assert model(x).shape == (2, 5)
+    close(model.forward_head(features, pre_logits=True), features.amax((2, 3)))
+    model.reset_classifier(5, "avg")
+    close(model.forward_head(features, pre_logits=True), features.mean((2, 3)))
+    model.reset_classifier(5, "catavgmax")
+    assert model(x).shape == (2, 5)
+    assert model.head_hidden_size == 2 * model.num_features
+    model.reset_classifier(0)
+    assert model(x).shape == (2, model.head_hidden_size)
+    model.reset_classifier(0, "")
+    close(model(x), features)
+    model.reset_classifier(3)  # keeps the absence of pooling: a map of logits
+    close(model(x).mean((2, 3)), model.head(features.mean((2, 3))))
+    with pytest.raises(ValueError, match="global_pool='median' is none of"):
+        model.reset_classifier(3, "median")
+
+
+@every_name
+def test_reset_classifier_keeps_type_mode_and_frozen_layers(name):
+    model = create(name, dtype=torch.float64)
+    model.train()
+    model.stem.eval().requires_grad_(False)
+    model.reset_classifier(0)
+    model.reset_classifier(4)
+    assert model.head.weight.dtype == torch.float64
+    assert model.head.training
+    assert not any(module.training for module in model.stem.modules())
+    assert not any(parameter.requires_grad for parameter in model.stem.parameters())
+
+
+# Feature levels
+
+
+@every_name
+@pytest.mark.parametrize("feature_cls", ["list", "dict", "hook", "getter"])
+def test_feature_wrappers_agree(name, feature_cls):
+    x = image(75, 101)
+    reference = create(name).forward_intermediates(x, intermediates_only=True)
+    model = create(name, features_only=True, feature_cls=feature_cls)
+    levels = model(x)
+    levels = list(levels.values()) if isinstance(levels, dict) else levels
+    assert model.feature_info.reduction() == [4, 8, 16, 32]
+    assert model.feature_info.channels() == [level.shape[1] for level in levels]
+    assert [tuple(level.shape[2:]) for level in levels] == ceil_shapes(75, 101, [4, 8, 16, 32])
+    for level, expected in zip(levels, reference[-4:], strict=True):
+        close(level, expected)
+
+
+@every_name
+@pytest.mark.parametrize("out_indices", [1, 3, (0,), (1, 2), (-1,), (-3, -1), (2, 3)])
+def test_out_indices(name, out_indices):
+    model, x = create(name, features_only=True, out_indices=out_indices), image()
+    whole = create(name)
+    levels = whole.forward_intermediates(x, intermediates_only=True)
+    wanted = levels[-out_indices:] if isinstance(out_indices, int) else [levels[i] for i in out_indices]
+    for level, expected in zip(model(x), wanted, strict=True):
+        close(level, expected)
+    assert model.feature_info.channels() == [level.shape[1] for level in wanted]
+    sum(level.sum() for level in model.train()(x)).backward()
+    assert not [n for n, p in model.named_parameters() if p.grad is None], "parameters that no level needs"
+
+
+@every_name
+def test_levels_are_direct_children_in_order(name):
+    model = create(name)
+    children = [child for child, _ in model.named_children()]
+    levels = [info["module"] for info in model.feature_info]
+    assert [child for child in children if child in levels] == levels
+    assert not any(isinstance(getattr(model, level), nn.Sequential) for level in levels)  # timm would flatten those
+    wrapped = FeatureListNet(model, out_indices=tuple(range(len(levels))), flatten_sequential=True)
+    assert list(wrapped.keys()) == children[: len(wrapped)]
+
+
+@every_name
+def test_a_classifiers_weights_load_into_the_backbone(name):
+    torch.manual_seed(1)
+    classifier = timm.create_model(name).eval()
+    backbone = create(name, features_only=True)
+    missed = backbone.load_state_dict(classifier.state_dict(), strict=False)
+    assert not missed.missing_keys
+    assert all(key.startswith(("norm.", "head.")) for key in missed.unexpected_keys)
+    for level, expected in zip(
+        backbone(image()), classifier.forward_intermediates(image(), intermediates_only=True)[-4:], strict=True
+    ):
+        assert torch.equal(level, expected)
+
+
+@every_name
+def test_forward_intermediates(name):
+    model, x = create(name), image()
+    final, levels = model.forward_intermediates(x)
+    close(final, model.forward_features(x))
+    assert [level.shape[1] for level in levels] == [info["num_chs"] for info in model.feature_info]
+    close(model.forward_intermediates(x, norm=True, intermediates_only=True)[-1], final)
+    early, kept = model.forward_intermediates(x, indices=[-2], stop_early=True)
+    assert torch.equal(early, kept[0])
+    assert torch.equal(early, levels[-2])
+    with pytest.raises(ValueError, match="output_fmt=NLC must be NCHW"):
+        model.forward_intermediates(x, output_fmt="NLC")
+
+
+@every_name
+def test_pruning(name):
+    model, x = create(name), image()
+    levels = model.forward_intermediates(x, intermediates_only=True)
+    pruned = copy.deepcopy(model)
+    assert pruned.prune_intermediate_layers([-3, -2]) == [len(levels) - 3, len(levels) - 2]
+    assert torch.equal(pruned.forward_features(x), levels[-2])
+    assert pruned.num_features == pruned.head_hidden_size == levels[-2].shape[1]
+    pruned.reset_classifier(6, "avg")
+    assert pruned(x).shape == (2, 6)
+    kept = copy.deepcopy(model)
+    kept.prune_intermediate_layers([-1], prune_head=False)
+    assert torch.equal(kept(x), model(x))
+
+
+# Any image size
+
+
+@every_name
+def test_any_image_size(name):
+    model, backbone = create(name, num_classes=3), create(name, features_only=True, out_indices=(0, 1, 2, 3))
+    reductions = backbone.feature_info.reduction()
+    tried = set()
+
+    @settings(max_examples=25, deadline=None, derandomize=True, database=None)
+    @given(st.integers(32, 300), st.integers(32, 300))
+    def check(height, width):
+        tried.add((height, width))
+        x = image(height, width, batch=1)
+        with torch.inference_mode():
+            logits, levels = model(x), backbone(x)
+            last = model.forward_features(x)
+        assert logits.shape == (1, 3)
+        assert torch.isfinite(logits).all()
+        assert [tuple(level.shape[2:]) for level in levels] == ceil_shapes(height, width, reductions)
+        assert tuple(last.shape[2:]) == ceil_shapes(height, width, [32])[0]
+        assert all(torch.isfinite(level).all() for level in levels)
+
+    check()
+    print(f"{name}: {len(tried)} sizes")
+    assert len(tried) >= 20
+
+
+@every_name
+@pytest.mark.parametrize("size", [(4, 4), (5, 31), (37, 223), (224, 224), (256, 64)])
+def test_border_sizes(name, size):
+    logits = create(name, num_classes=3)(image(*size))
+    assert logits.shape == (2, 3)
+    assert torch.isfinite(logits).all()
+
+
+@every_name
+def test_images_of_a_batch_do_not_meet(name):
+    model, x = create(name), image(70, 50, batch=3)
+    close(model(x), torch.cat([model(x[i : i + 1]) for i in range(3)]))
+
+
+# Wrong input
+
+
+@every_name
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"in_chans": 0}, "in_chans=0 must be at least 1"),
+        ({"num_classes": -1}, "num_classes=-1 must be at least 0"),
+        ({"global_pool": "median"}, "global_pool='median' is none of"),
+        ({"drop_rate": 1.0}, "drop_rate=1.0 must be at least 0 and below 1"),
+        ({"drop_path_rate": -0.1}, "drop_path_rate=-0.1 must be"),
+        ({"depths": (2, 2, 6)}, r"depths=\(2, 2, 6\) has 3 entries; it needs 4"),
+        ({"depths": (2, 0, 2, 2)}, r"depths=\(2, 0, 2, 2\) must be at least 1 in each stage"),
+    ],
+)
+def test_wrong_arguments_are_named(name, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        timm.create_model(name, **arguments)
+
+
+@every_name
+def test_unknown_arguments_are_refused(name):
+    with pytest.raises(TypeError, match="not_an_argument"):
+        timm.create_model(name, not_an_argument=1)
+
+
+@every_name
+@pytest.mark.parametrize("features_only", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 1, 64, 64), "x has 1 channels; this model was built with in_chans=3"),
+        ((2, 3, 3, 64), "x is 3 x 64 pixels; each side needs at least 4"),
+        ((3, 64, 64), "x has 3 dimensions"),
+    ],
+)
+def test_wrong_images_are_named(name, features_only, shape, message):
+    with pytest.raises(ValueError, match=message):
+        create(name, features_only=features_only)(torch.zeros(shape))
+
+
+# Devices, types, layouts, copies
+
+
+@every_name
+@pytest.mark.parametrize("features_only", [False, True])
+def test_meta_device(name, features_only):
+    with torch.device("meta"):
+        inside = timm.create_model(name, features_only=features_only)
+    for model in (inside, timm.create_model(name, device="meta", features_only=features_only)):
+        tensors = [*model.parameters(), *model.buffers()]
+        assert all(tensor.is_meta for tensor in tensors)
+    assert torch.get_default_device().type == "cpu"
+
+
+@every_name
+def test_dtype(name):
+    model = create(name, dtype=torch.bfloat16, num_classes=3)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    logits = model(image().bfloat16())
+    assert logits.dtype == torch.bfloat16
+    assert torch.isfinite(logits).all()
+    full = create(name, num_classes=3)
+    close(logits.float(), full(image()), 0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        close(full(image()).float(), full(image()).float(), 0.1)
+    assert torch.get_default_dtype() == torch.float32
+
+
+@every_name
+def test_channels_last(name):
+    model, x = create(name), image(75, 101)
+    expected = model(x)
+    model.to(memory_format=torch.channels_last)
+    close(model(x.to(memory_format=torch.channels_last)), expected)
+
+
+@every_name
+def test_copies(name):
+    model, x = create(name), image()
+    expected = model(x)
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    torch.manual_seed(1)
+    loaded = timm.create_model(name).eval()
+    loaded.load_state_dict(torch.load(file, weights_only=True))
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), loaded):
+        assert torch.equal(other(x), expected)
+
+
+@every_name
+def test_saved_folder(name, tmp_path):
+    model = create(name, num_classes=5, in_chans=1)
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    x = image(chans=1)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert torch.equal(again(x), model(x))
+    backbone = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, features_only=True).eval()
+    for level, expected in zip(backbone(x), model.forward_intermediates(x, 4, intermediates_only=True), strict=True):
+        assert torch.equal(level, expected)
+
+
+# Training
+
+
+@every_name
+def test_every_parameter_learns(name):
+    model = create(name, num_classes=5, in_chans=1, drop_rate=0.1, drop_path_rate=0.1).train()
+    torch.manual_seed(3)
+    model(image(chans=1, batch=8)).square().mean().backward()
+    assert not [n for n, p in model.named_parameters() if p.grad is None]
+
+
+@every_name
+def test_gradient_checkpointing_changes_nothing(name):
+    runs = []
+    for enable in (False, True):
+        model = create(name, num_classes=5, drop_path_rate=0.2).train()
+        model.set_grad_checkpointing(enable)
+        assert {m.grad_checkpointing for m in model.modules() if isinstance(m, Stage)} == {enable}
+        torch.manual_seed(3)
+        logits = model(image())
+        logits.square().mean().backward()
+        runs.append((logits, [p.grad for p in model.parameters()], [b.clone() for b in model.buffers()]))
+    for plain, checkpointed in zip(*runs, strict=True):
+        torch.testing.assert_close(plain, checkpointed, rtol=1e-5, atol=1e-6)
+
+
+@every_name
+def test_layer_groups(name):
+    model = create(name)
+    groups = group_parameters(model, model.group_matcher(), reverse=True)
+    assert {groups[n] for n, _ in model.stem.named_parameters("stem")} == {0}
+    assert groups["head.weight"] == max(groups.values())
+    order = [groups[n] for n, _ in model.named_parameters()]
+    assert order == sorted(order), "deeper layers are in later groups"
+    coarse = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
+    assert len(set(coarse.values())) == 6  # stem, four stages, head
+    optimizer = create_optimizer_v2(model, "adamw", lr=1.0, layer_decay=0.5)
+    scales = {group["lr_scale"] for group in optimizer.param_groups}
+    assert max(scales) == 1.0
+    assert len(scales) > 6
+
+
+@every_name
+def test_frozen_batch_norm(name):
+    model, x = create(name), image()
+    expected = model(x)
+    frozen = freeze_batch_norm_2d(model)
+    close(frozen(x), expected)
+    assert not any(isinstance(m, nn.BatchNorm2d) and type(m) is not nn.BatchNorm2d for m in model.modules())
+
+
+# Compilers and tracers
+
+
+@every_name
+def test_torchscript(name):
+    model, x = create(name), image(75, 101)
+    scripted = torch.jit.script(model)
+    close(scripted(x), model(x))
+    close(torch.jit.trace(model, x, check_trace=False)(image(64, 64)), model(image(64, 64)))
+    for features in (create(name, features_only=True), FeatureGetterNet(create(name), out_indices=(0, 1, 2))):
+        for level, expected in zip(torch.jit.script(features)(x), features(x), strict=True):
+            close(level, expected)
+    with pytest.raises(torch.jit.Error, match="x has 1 channels"):
+        scripted(image(chans=1))
+
+
+@every_name
+def test_fx(name):
+    model, x = create(name), image(75, 101)
+    traced = torch.fx.symbolic_trace(model)
+    close(traced(x), model(x))
+    close(traced(image(64, 40)), model(image(64, 40)))
+    close(torch.jit.script(traced)(x), model(x))
+    extractor = create_feature_extractor(model, {"stage2": "level", "head": "logits"})
+    close(extractor(x)["logits"], model(x))
+
+
+@first_of_family
+@pytest.mark.parametrize("strict", [False, True])
+def test_export(name, strict):
+    model = create(name)
+    batch, height, width = torch.export.Dim("b", max=16), torch.export.Dim("h", min=64), torch.export.Dim("w", min=64)
+    shapes = ({0: batch, 2: height, 3: width},)
+    program = torch.export.export(model, (image(75, 101),), dynamic_shapes=shapes, strict=strict).module()
+    for size in ((75, 101), (64, 64), (224, 130)):
+        close(program(image(*size, batch=3)), model(image(*size, batch=3)))
+    fixed = torch.export.export(model, (image(37, 50, batch=1),), strict=strict).module()
+    close(fixed(image(37, 50, batch=1)), model(image(37, 50, batch=1)))
+
+
+@first_of_family
+def test_compile(name):
+    model = create(name)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.inference_mode():
+        for size in ((64, 96), (75, 101)):
+            close(compiled(image(*size)), model(image(*size)))

@@ -1,0 +1,342 @@
+"""The main job, from a folder of images to a model that timm loads, and what can be wrong with the folder."""
+
+import csv
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from timm_mobilevit_zoo import train as train_module
+from timm_mobilevit_zoo.demo import write_digits
+from timm_mobilevit_zoo.predict import load, predict
+from timm_mobilevit_zoo.train import train
+
+MODEL = "cloformer_xxs"
+QUICK = dict(
+    model=MODEL,
+    img_size=32,
+    crop_pct=1.0,
+    epochs=2,
+    batch_size=16,
+    warmup_epochs=1,
+    workers=0,
+    hflip=0.0,
+    scale=(0.8, 1.0),
+)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """Three of the ten digits, 16 training and 4 validation images each."""
+    whole, few = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("few")
+    assert write_digits(whole / "digits") == {"train": 1433, "val": 364}
+    for split, count in (("train", 16), ("val", 4)):
+        for digit in "013":
+            (few / split / digit).mkdir(parents=True)
+            for path in sorted((whole / "digits" / split / digit).iterdir())[:count]:
+                shutil.copy(path, few / split / digit)
+    return few
+
+
+@pytest.fixture
+def copied(digits, tmp_path):
+    return Path(shutil.copytree(digits, tmp_path / "data"))
+
+
+@pytest.fixture(scope="module")
+def run(digits, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "out"
+    return out, train(str(digits), output=str(out), **QUICK | {"epochs": 6, "smoothing": 0.0, "seed": 1})
+
+
+def rows(out):
+    with (out / "summary.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def command(*args):
+    return [sys.executable, "-m", "timm_mobilevit_zoo", *args]
+
+
+def quick_options(**options):
+    for name, value in {**QUICK, **options}.items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            yield flag if value else flag.replace("--", "--no-")
+        else:
+            yield from (flag, *map(str, value)) if isinstance(value, tuple) else (flag, str(value))
+
+
+# A run and what it leaves
+
+
+def test_a_run_learns_and_leaves_what_timm_loads(run, digits):
+    out, best = run
+    assert sorted(path.name for path in out.iterdir()) == [
+        "config.json",
+        "curve.png",
+        "last.ckpt",
+        "model.safetensors",
+        "summary.csv",
+    ]
+    table = rows(out)
+    assert [row["epoch"] for row in table] == ["1", "2", "3", "4", "5", "6"]
+    assert float(table[-1]["train_loss"]) < float(table[0]["train_loss"])
+    assert best["val_top1"] == max(float(row["val_top1"]) for row in table) > 60  # three classes: 33 by chance
+    with Image.open(out / "curve.png") as curve:
+        assert curve.size[0] > 600
+
+    model = timm.create_model(f"local-dir:{out}", pretrained=True)
+    assert model.num_classes == 3
+    assert model.pretrained_cfg["label_names"] == ["0", "1", "3"]
+    assert tuple(model.pretrained_cfg["input_size"]) == (3, 32, 32)
+    assert model.pretrained_cfg["crop_pct"] == 1.0
+    assert "license" not in model.pretrained_cfg
+    backbone = timm.create_model(f"local-dir:{out}", pretrained=True, features_only=True).eval()
+    assert [level.shape[-1] for level in backbone(torch.rand(1, 3, 32, 32))] == [8, 4, 2, 1]
+
+    images = sorted((digits / "val").glob("*/*.png"))
+    results = predict(load(str(out)), [str(path) for path in images], top=2, batch_size=5)
+    right = [result["classes"][0]["label"] == path.parent.name for result, path in zip(results, images, strict=True)]
+    assert 100 * sum(right) / len(right) == pytest.approx(best["val_top1"])
+    assert all(len(result["classes"]) == 2 for result in results)
+
+
+def test_the_same_seed_gives_the_same_weights(digits, tmp_path):
+    for name in ("a", "b"):
+        train(str(digits), output=str(tmp_path / name), **QUICK | {"epochs": 1, "workers": 2})
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("a", "b"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+OPTIONS = dict(
+    epochs=3,
+    workers=2,
+    mixup=0.2,
+    ema=True,
+    ema_decay=0.9,
+    drop_path_rate=0.1,
+    reprob=0.2,
+    grad_accum_steps=2,
+    clip_grad=1.0,
+)
+
+
+def test_a_killed_run_resumes_to_the_same_result(digits, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train(str(digits), output=str(whole), **QUICK | OPTIONS)
+
+    start = command("train", str(digits), "--output", str(killed), *quick_options(**OPTIONS))
+    process = subprocess.Popen(start, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not (killed / "last.ckpt").exists():  # the first epoch is over, the second has begun
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    assert len(rows(killed)) < 3, "the run was over before it was killed"
+
+    train(str(digits), output=str(killed), **QUICK | OPTIONS, resume=True)
+    for ours, theirs in zip(rows(whole), rows(killed), strict=True):
+        for timing in ("seconds", "images_per_s"):
+            ours.pop(timing), theirs.pop(timing)
+        assert ours == theirs
+    a, b = (torch.load(out / "last.ckpt", weights_only=True) for out in (whole, killed))
+    for part in ("model", "ema"):
+        assert all(torch.equal(a[part][key], b[part][key]) for key in a[part])
+    a, b = (load_file(out / "model.safetensors") for out in (whole, killed))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_finished_run_resumes_to_itself(run, digits):
+    out, best = run
+    before = (out / "model.safetensors").read_bytes()
+    assert (
+        train(str(digits), output=str(out), **QUICK | {"epochs": 6, "smoothing": 0.0, "seed": 1}, resume=True) == best
+    )
+    assert (out / "model.safetensors").read_bytes() == before
+
+
+def test_two_processes_under_accelerate(digits, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    # Accelerate's own --cpu starts one process; --multi_gpu starts as many as told, and our --cpu keeps them off GPUs.
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
+    options = quick_options(cpu=True, batch_size=8)
+    done = subprocess.run(
+        [*launch, "-m", "timm_mobilevit_zoo", "train", str(digits), "-o", str(tmp_path / "out"), *options],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch 2/2") == 1, "one process reports"
+    assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).num_classes == 3
+    state = torch.load(tmp_path / "out" / "last.ckpt", weights_only=True)
+    steps = {int(entry["step"]) for entry in state["optimizer"]["state"].values()}
+    assert steps == {2 * 48 // (2 * 8)}, "the two processes share the 48 images of an epoch"
+
+
+def test_one_channel_and_a_held_out_split(digits, tmp_path):
+    train(
+        str(digits / "train"),
+        output=str(tmp_path / "out"),
+        **QUICK | {"epochs": 1, "in_chans": 1, "val_fraction": 0.25},
+    )
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    assert model.in_chans == 1
+    assert model(torch.rand(1, 1, 40, 40)).shape == (1, 3)
+    results = predict(model, [str(next((digits / "val" / "3").iterdir()))])
+    assert "classes" in results[0]
+
+
+def test_start_from_a_trained_folder(run, digits, tmp_path):
+    out, best = run
+    tuned = train(
+        str(digits), output=str(tmp_path / "out"), **QUICK | {"model": f"local-dir:{out}", "epochs": 1, "lr": 1e-6}
+    )
+    assert tuned["val_top1"] >= best["val_top1"] - 10
+
+
+def test_a_data_set_that_timm_names(digits, tmp_path):
+    train(
+        str(digits),
+        output=str(tmp_path / "out"),
+        **QUICK | {"epochs": 1, "dataset": "torch/image_folder", "val_split": "val"},
+    )
+    assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).pretrained_cfg["label_names"] == list(
+        "013"
+    )
+
+
+@pytest.mark.parametrize("distill", ["logit", "feature"])
+def test_learning_from_a_teacher(run, digits, tmp_path, distill):
+    out, _ = run
+    options = QUICK | {"epochs": 6, "seed": 1, "smoothing": 0.0, "teacher": str(out), "distill": distill}
+    best = train(str(digits), output=str(tmp_path / "out"), **options, ema=distill == "feature", ema_decay=0.5)
+    assert best["val_top1"] > 60
+    saved = load_file(tmp_path / "out" / "model.safetensors")
+    assert saved.keys() == timm.create_model(MODEL, num_classes=3).state_dict().keys()
+
+
+# What can be wrong
+
+
+def fails(match, data, tmp_path, error=ValueError, **options):
+    with pytest.raises(error, match=match):
+        train(str(data), output=str(tmp_path / "never"), **QUICK | options)
+    assert not (tmp_path / "never" / "last.ckpt").exists()
+
+
+def test_a_path_that_is_not_there(tmp_path):
+    fails("nowhere' is not a folder", tmp_path / "nowhere", tmp_path, FileNotFoundError)
+
+
+def test_a_folder_without_classes(tmp_path):
+    (tmp_path / "data").mkdir()
+    fails("has no class folders", tmp_path / "data", tmp_path)
+
+
+def test_a_class_without_images(copied, tmp_path):
+    (copied / "train" / "7").mkdir()
+    fails("classes without images: 7", copied, tmp_path)
+
+
+def test_a_single_class(copied, tmp_path):
+    for split in ("train", "val"):
+        for digit in "13":
+            shutil.rmtree(copied / split / digit)
+    fails("has one class, '0'", copied, tmp_path)
+
+
+def test_a_validation_class_that_training_lacks(copied, tmp_path):
+    shutil.rmtree(copied / "train" / "1")
+    fails("that .* lacks: 1", copied, tmp_path)
+
+
+def test_a_validation_split_that_lacks_a_class_keeps_the_others_in_place(copied, tmp_path):
+    shutil.rmtree(copied / "val" / "0")
+    train(str(copied), output=str(tmp_path / "out"), **QUICK | {"epochs": 1})
+    assert timm.create_model(f"local-dir:{tmp_path / 'out'}").num_classes == 3
+
+
+def test_one_split_only(copied, tmp_path):
+    shutil.rmtree(copied / "val")
+    fails("has one split only", copied, tmp_path)
+
+
+def test_too_few_images_for_a_step(digits, tmp_path):
+    fails("batch_size=64 means 64 images a step, but there are 48", digits, tmp_path, batch_size=64)
+
+
+def test_too_little_disk(digits, tmp_path, monkeypatch):
+    usage = type("Usage", (), {"free": 2**20})()
+    monkeypatch.setattr(train_module.shutil, "disk_usage", lambda path: usage)
+    fails(r"1 MiB left on its disk; the run needs \d\d\d MiB", digits, tmp_path)
+
+
+def test_a_broken_image_stops_the_run_before_training_or_is_left_out(copied, tmp_path, capsys):
+    victims = sorted((copied / "train" / "3").iterdir())[:2]
+    victims[0].write_text("not an image")
+    victims[1].write_bytes(victims[1].read_bytes()[:70])
+    fails(f"2 image.s. cannot be read(.|\n)*{victims[0].name}(.|\n)*{victims[1].name}", copied, tmp_path)
+    train(str(copied), output=str(tmp_path / "out"), **QUICK | {"epochs": 1, "on_broken": "skip", "batch_size": 46})
+    told = capsys.readouterr().err
+    assert all(f"skipped {path}: " in told for path in victims)
+    with pytest.raises(RuntimeError, match="Failed to load"):
+        train(str(copied), output=str(tmp_path / "trusted"), **QUICK | {"on_broken": "trust"})
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(digits, tmp_path):
+    fails("the loss of epoch 1 is (nan|inf): lower lr", digits, tmp_path, lr=1e30, warmup_epochs=0, opt="sgd")
+
+
+def test_an_output_that_holds_something_is_not_overwritten(run, digits, tmp_path):
+    out, _ = run
+    before = (out / "last.ckpt").read_bytes()
+    with pytest.raises(ValueError, match="exists and is not an empty folder"):
+        train(str(digits), output=str(out), **QUICK)
+    assert (out / "last.ckpt").read_bytes() == before
+    with pytest.raises(ValueError, match=r"these differ: epochs=9 \(was 6\), lr=0\.5 \(was 0\.001\)"):
+        train(
+            str(digits), output=str(out), **QUICK | {"epochs": 9, "lr": 0.5, "smoothing": 0.0, "seed": 1}, resume=True
+        )
+    fails("holds no last.ckpt to resume from", digits, tmp_path, FileNotFoundError, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "cloformer_xxl"}, "model='cloformer_xxl' is not registered"),
+        ({"epochs": 0}, "epochs=0 must be at least 1"),
+        ({"lr": 0.0}, "lr=0.0 must be above 0"),
+        ({"in_chans": 2}, "in_chans=2 must be 1"),
+        ({"alpha": 2.0}, r"alpha=2.0 must lie in 0\.\.1"),
+        ({"mixup": 0.2, "batch_size": 15}, "batch_size=15 must be even for mixup"),
+        ({"val_fraction": 0.0}, "val_fraction=0.0 must lie between"),
+    ],
+)
+def test_wrong_options_are_named(digits, tmp_path, options, message):
+    fails(message, digits, tmp_path, **options)
+
+
+def test_a_teacher_of_other_classes(run, copied, tmp_path):
+    out, _ = run
+    for split in ("train", "val"):
+        shutil.rmtree(copied / split / "0")
+    fails("knows 3 classes, the data has 2", copied, tmp_path, teacher=str(out))
