@@ -298,7 +298,7 @@ def test_a_broken_image_stops_the_run_before_training_or_is_left_out(copied, tmp
     train(str(copied), output=str(tmp_path / "out"), **QUICK | {"epochs": 1, "on_broken": "skip", "batch_size": 46})
     told = capsys.readouterr().err
     assert all(f"skipped {path}: " in told for path in victims)
-    with pytest.raises(RuntimeError, match="Failed to load"):
+    with pytest.raises(RuntimeError, match=r"\.png cannot be read: "):
         train(str(copied), output=str(tmp_path / "trusted"), **QUICK | {"on_broken": "trust"})
 
 
@@ -316,7 +316,17 @@ def test_an_output_that_holds_something_is_not_overwritten(run, digits, tmp_path
         train(
             str(digits), output=str(out), **QUICK | {"epochs": 9, "lr": 0.5, "smoothing": 0.0, "seed": 1}, resume=True
         )
-    fails("holds no last.ckpt to resume from", digits, tmp_path, FileNotFoundError, resume=True)
+    (tmp_path / "never").mkdir()
+    (tmp_path / "never" / "notes.txt").touch()
+    fails("holds no last.ckpt", digits, tmp_path, resume=True)
+
+
+def test_resuming_before_the_first_epoch_ended_starts_anew(digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / MODEL / ".export-killed").mkdir(parents=True)
+    best = train(str(digits), **QUICK | {"epochs": 1}, resume=True)
+    assert best["output"] == os.path.join("runs", MODEL)  # where no output is given
+    assert (tmp_path / best["output"] / "last.ckpt").is_file()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from timm.data import create_dataset, create_loader, is_img_extension
+from timm.data import ImageDataset, create_dataset, create_loader, is_img_extension
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -90,12 +90,24 @@ def folder_data(options: dict[str, Any], accelerator: Any) -> tuple[Any, Any, li
 
     def images(folder: Path, classes: dict[str, list[Path]]) -> Any:
         index = {name: i for i, name in enumerate(labels)}
-        images = create_dataset("", str(folder), search_split=False, class_map=index, input_img_mode=mode)
+        images: Any = _Images(str(folder), class_map=index, input_img_mode=mode)
         images.reader.samples = [(str(path), index[name]) for name, paths in classes.items() for path in paths]
-        images._max_retries = 1  # a broken image stops the run instead of standing in for its neighbour
         return images
 
     return images(train_root or root, train_classes), images(val_root or root, val_classes), labels
+
+
+class _Images(ImageDataset):
+    """timm's data set, but an image that cannot be read stops the run: its neighbour does not stand in for it."""
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        path, target = self.reader.samples[index]
+        try:
+            with Image.open(path) as image:
+                pixels = image.convert(self.input_img_mode)
+        except Exception as error:  # Pillow's plugins raise whatever their format's parser meets
+            raise RuntimeError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+        return self.transform(pixels), target
 
 
 class _Readable(Dataset[str]):

@@ -22,5 +22,5 @@ def require(module: str, extra: str) -> Any:
         if error.name != module.partition(".")[0]:
             raise
         raise ModuleNotFoundError(
-            f"{module} is not installed: pip install 'timm-mobilevit-zoo[{extra}]'", name=error.name
+            f"{error.name} is not installed: pip install 'timm-mobilevit-zoo[{extra}]'", name=error.name
         ) from None

@@ -8,7 +8,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 __all__ = ["main"]
 
@@ -45,7 +45,7 @@ def _train(**args: Any) -> int:
 
     best = train(**args)
     _say(f"best epoch {best['epoch']:.0f}: top-1 {best['val_top1']:.2f}%, loss {best['val_loss']:.4f}")
-    _say(f"load it with timm.create_model('local-dir:{args['output']}', pretrained=True)")
+    _say(f"load it with timm.create_model('local-dir:{best['output']}', pretrained=True)")
     return 0
 
 
@@ -120,7 +120,7 @@ def _add_options(parser: Any, function: Callable[..., Any], leave_out: Sequence[
         if name in leave_out:
             continue
         kind, text = hints[name], texts[name].replace("%", "%%")
-        if get_origin(kind) is UnionType:
+        if get_origin(kind) in (Union, UnionType):  # Python 3.10 turns `int | None = None` into the former
             kind = next(one for one in get_args(kind) if one is not NoneType)
         required = parameter.default is parameter.empty
         if required and parameter.kind is not parameter.KEYWORD_ONLY:

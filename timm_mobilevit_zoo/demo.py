@@ -62,6 +62,10 @@ def demo(*, output: str = "demo", model: str = "cloformer_xxs", epochs: int = 15
         ModuleNotFoundError: Without the extra `demo`.
     """
     root = Path(output)
+    if root.exists() and any(root.iterdir()):
+        raise ValueError(f"output={output!r} holds something, an earlier demo perhaps; remove it or choose another")
+    for module in ("accelerate", "matplotlib", "sklearn"):
+        require(module, "demo")
     counts = write_digits(root / "digits")
     sys.stdout.write(f"wrote {counts['train']} training and {counts['val']} validation images to {root / 'digits'}\n")
     train(

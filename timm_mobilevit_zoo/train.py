@@ -47,7 +47,7 @@ def train(
     data: str,
     *,
     model: str,
-    output: str,
+    output: str = "",
     dataset: str = "",
     train_split: str = "train",
     val_split: str = "validation",
@@ -98,13 +98,13 @@ def train(
     cpu: bool = False,
     seed: int = 42,
     resume: bool = False,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Train a model on a folder of images, or on a data set that timm names, and leave a folder that timm loads.
 
     Args:
         data: Image folder: one folder a class, or such folders under train and val; with a named data set, its root.
         model: Registered name, or local-dir:FOLDER or hf-hub:REPOSITORY.
-        output: Folder of the run; it must be new or empty, unless the run is resumed.
+        output: Folder of the run, new or empty unless the run is resumed; runs/MODEL where not given.
         dataset: Name for timm's create_dataset, as torch/cifar10, hfds/NAME, wds/NAME; empty for an image folder.
         train_split: Split to train on, of a named data set.
         val_split: Split to validate on, of a named data set.
@@ -154,10 +154,10 @@ def train(
         mixed_precision: Type of the arithmetic, as Accelerate names it.
         cpu: Stay on the CPU where there is an accelerator.
         seed: Seed of weights, order and augmentation.
-        resume: Continue the run in the output folder, with the same arguments.
+        resume: Continue the run in the output folder, with the same arguments; one without a whole epoch starts anew.
 
     Returns:
-        The best epoch's `epoch`, `val_loss`, `val_top1` and `val_top5` (percent).
+        The run's folder (`output`) and its best epoch's `epoch`, `val_loss`, `val_top1` and `val_top5` (percent).
 
     Raises:
         ValueError: For arguments or data that cannot work, before training; or a loss that is not finite.
@@ -174,7 +174,7 @@ def train(
         gradient_accumulation_steps=grad_accum_steps,
         dataloader_config=accelerate.DataLoaderConfiguration(use_seedable_sampler=True),
     )
-    out = Path(output)
+    out = Path(output or f"runs/{timm.models.safe_model_name(model)}")
     state = _open_run(out, options, accelerator)
     train_set, val_set, labels = named_data(options) if dataset else folder_data(options, accelerator)
     total, step = len(train_set) if hasattr(train_set, "__len__") else None, batch_size * accelerator.num_processes
@@ -242,6 +242,7 @@ def train(
             task, train_loader, optimizer, scheduler, accelerator, epoch, updates, mix, clip_grad, channels_last
         )
         row |= _evaluate(task.get_eval_model(ema=ema), val_loader, accelerator, channels_last)
+        scheduler.step(epoch + 1, row["val_top1"])  # for the schedule that follows a metric
         row["seconds"] = round(time.perf_counter() - began, 2)
         history.append(row)
         best = max(history, key=lambda r: r["val_top1"])
@@ -269,7 +270,7 @@ def train(
     accelerator.wait_for_everyone()
     accelerator.end_training()
     best = max(history, key=lambda r: r["val_top1"])
-    return {key: best[key] for key in ("epoch", "val_loss", "val_top1", "val_top5")}
+    return {"output": str(out), **{key: best[key] for key in ("epoch", "val_loss", "val_top1", "val_top5")}}
 
 
 def _check_options(options: dict[str, Any]) -> None:
@@ -313,16 +314,14 @@ def _comparable(options: dict[str, Any]) -> dict[str, Any]:
 def _open_run(out: Path, options: dict[str, Any], accelerator: Any) -> dict[str, Any] | None:
     """Return the state to resume from, or None for a new run in a new or empty folder."""
     last = out / "last.ckpt"
-    if not options["resume"]:
+    if not (options["resume"] and last.is_file()):
+        # A run that was killed in its first epoch leaves hidden files at most.
         if out.exists() and (not out.is_dir() or any(not path.name.startswith(".") for path in out.iterdir())):
-            raise ValueError(
-                f"output={str(out)!r} exists and is not an empty folder; choose another, or resume the run"
-            )
+            need = "holds no last.ckpt" if options["resume"] else "choose another, or resume the run"
+            raise ValueError(f"output={str(out)!r} exists and is not an empty folder; {need}")
         accelerator.wait_for_everyone()
         out.mkdir(parents=True, exist_ok=True)
         return None
-    if not last.is_file():
-        raise FileNotFoundError(f"output={str(out)!r} holds no last.ckpt to resume from; an epoch had not ended there")
     for stale in out.glob(".export-*"):
         shutil.rmtree(stale, ignore_errors=True)
     state: dict[str, Any] = torch.load(last, map_location="cpu", weights_only=True)
@@ -341,6 +340,9 @@ def _create_student(options: dict[str, Any], num_classes: int) -> Any:
     extra = {key: options[key] for key in ("drop_rate", "drop_path_rate")}
     if options["checkpoint"]:
         extra["pretrained_cfg_overlay"] = {"file": options["checkpoint"]}
+    cfg = timm.get_pretrained_cfg(options["model"]) if ":" not in options["model"] else None
+    if cfg is not None and cfg.fixed_input_size:  # a plain ViT's positions are made for one size
+        extra["img_size"] = options["img_size"]
     return timm.create_model(
         options["model"],
         pretrained=options["pretrained"] or bool(options["checkpoint"]) or ":" in options["model"],
@@ -446,7 +448,7 @@ def _train_epoch(
     }
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: older process groups write into what they gather
 def _evaluate(model: Any, loader: Any, accelerator: Any, channels_last: bool) -> dict[str, float]:
     model.eval()
     rows: list[Tensor] = []
@@ -470,7 +472,7 @@ def _replacing(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.part")
     try:
         yield part
-        with part.open("rb") as file:
+        with part.open("r+b") as file:
             os.fsync(file.fileno())
         part.replace(path)
     finally:

@@ -71,10 +71,10 @@ class PartialAvgPool2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting() or not torch.compiler.is_compiling():
             return F.avg_pool2d(x, self.window_size, ceil_mode=True, count_include_pad=False)
-        _, _, H, W = x.shape
-        pad = (0, -W % self.window_size, 0, -H % self.window_size)
-        share = F.avg_pool2d(F.pad(x.new_ones(1, 1, H, W), pad), self.window_size)
-        return F.avg_pool2d(F.pad(x, pad), self.window_size) / share
+        side = self.window_size
+        pad = (0, side - 1, 0, side - 1)  # enough for any size; windows that are padding throughout are dropped
+        share = F.avg_pool2d(F.pad(torch.ones_like(x[:1, :1]), pad), side)
+        return F.avg_pool2d(F.pad(x, pad), side) / share
 
 
 class PooledAttention(nn.Module):
