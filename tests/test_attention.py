@@ -80,18 +80,37 @@ def test_fused_and_plain_kernels_agree(name):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dim": 30}, "dim=30 must be a positive multiple of num_heads=4"),
-        ({"dim": 0}, "dim=0 must be"),
-        ({"num_heads": 0, "group_split": (0, 0)}, "num_heads=0"),
+        ({"dim": 30}, "dim=30 must be a multiple of num_heads=4"),
+        ({"dim": 0}, "dim=0 must be a whole number from 1"),
+        ({"dim": 32.0}, "dim=32.0 must be a whole number from 1"),
+        ({"num_heads": 0, "group_split": (0, 0)}, "num_heads=0 must be a whole number from 1"),
+        ({"group_split": 4}, "group_split=4 must be two counts"),
+        ({"group_split": (4,)}, "must be two counts"),
         ({"group_split": (3, 2)}, r"group_split=\(3, 2\) must be two counts of heads that sum to num_heads=4"),
         ({"group_split": (5, -1)}, r"group_split=\(5, -1\)"),
         ({"kernel_size": 4}, "kernel_size=4 must be odd"),
-        ({"window_size": 0}, "window_size=0 must be at least 1"),
+        ({"window_size": 0}, "window_size=0 must be a whole number from 1"),
     ],
 )
 def test_clo_attention_names_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         CloAttention(**{"dim": 32, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"group_splits": (4, 4, 8, 16)}, "group_split=4 must be two counts"),
+        ({"group_splits": ((3, 2), (2, 2), (4, 4), (4, 12))}, r"group_split=\(3, 2\) must be two counts"),
+        ({"embed_dims": (30, 64, 128, 256)}, "dim=30 must be a multiple of num_heads=4"),
+        ({"embed_dims": (1, 64, 128, 256), "num_heads": (1, 4, 8, 16)}, "must begin with 2 or more"),
+        ({"mlp_ratio": 0}, "mlp_ratio=0 leaves no hidden channel"),
+        ({"mlp_kernel_size": 4}, "mlp_kernel_size=4 must be odd"),
+    ],
+)
+def test_cloformer_names_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        timm.create_model("cloformer_xxs", **arguments)
 
 
 def clo_attention_again(module, x, heads, split, window):

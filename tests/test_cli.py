@@ -74,7 +74,7 @@ def test_predict_json_in_a_shell(folder, picture, tmp_path):
     good, bad = json.loads(done.stdout)
     assert {entry["label"] for entry in good["classes"]} == {"cat", "dog"}
     assert sum(entry["probability"] for entry in good["classes"]) == pytest.approx(1)
-    assert bad["error"].startswith("FileNotFoundError")
+    assert "none.png cannot be read: FileNotFoundError" in bad["error"]
 
 
 def test_errors_are_one_line(capsys, folder, picture, tmp_path):
@@ -82,6 +82,9 @@ def test_errors_are_one_line(capsys, folder, picture, tmp_path):
     assert code == 2
     assert err == f"timm-mobilevit-zoo: error: model={str(tmp_path)!r} is no folder with a config.json and weights\n"
     assert call(capsys, "predict", "no_such_model", picture)[0] == 2
+    code, _, err = call(capsys, "predict", "cloformer_xxs", picture)
+    assert code == 1
+    assert err.startswith("timm-mobilevit-zoo: RuntimeError: No pretrained weights exist for cloformer_xxs.")
     assert call(capsys, "predict", folder, picture, "--top", 0)[0] == 2
     assert call(capsys, "train", tmp_path / "none", "-m", "cloformer_xxs", "-o", tmp_path / "out")[0] == 2
     with pytest.raises(FileNotFoundError):

@@ -13,7 +13,7 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from timm.layers import freeze_batch_norm_2d
+from timm.layers import DropPath, freeze_batch_norm_2d
 from timm.models import FeatureListNet, group_parameters, save_for_hf
 from timm.models._features import FeatureGetterNet
 from timm.optim import create_optimizer_v2
@@ -58,10 +58,13 @@ def test_config_is_whole(name):
 
 
 @every_name
-def test_parameters_are_those_recorded(name):
-    folder = Path(__file__).parents[1] / "hub_configs"
-    recorded = json.loads((folder / f"{name}.json").read_text())["params"]
-    assert sum(p.numel() for p in create(name).parameters()) == recorded
+def test_sizes_are_the_authors(name):
+    facts = json.loads((Path(__file__).parent / "golden" / "facts.json").read_text())[name]
+    model = create(name)
+    assert sum(p.numel() for p in model.parameters()) == facts["params"]
+    rates = [module.drop_prob for module in model.modules() if isinstance(module, DropPath)]
+    assert max(rates) == pytest.approx(facts["drop_path_rate"])
+    assert min(rates) == 0
 
 
 @every_name
@@ -258,6 +261,12 @@ def test_border_sizes(name, size):
 
 
 @every_name
+def test_empty_batch(name):
+    assert create(name, num_classes=3)(image()[:0]).shape == (0, 3)
+    assert create(name, features_only=True)(image()[:0])[0].shape[0] == 0
+
+
+@every_name
 def test_images_of_a_batch_do_not_meet(name):
     model, x = create(name), image(70, 50, batch=3)
     close(model(x), torch.cat([model(x[i : i + 1]) for i in range(3)]))
@@ -275,8 +284,11 @@ def test_images_of_a_batch_do_not_meet(name):
         ({"global_pool": "median"}, "global_pool='median' is none of"),
         ({"drop_rate": 1.0}, "drop_rate=1.0 must be at least 0 and below 1"),
         ({"drop_path_rate": -0.1}, "drop_path_rate=-0.1 must be"),
-        ({"depths": (2, 2, 6)}, r"depths=\(2, 2, 6\) has 3 entries; it needs 4"),
-        ({"depths": (2, 0, 2, 2)}, r"depths=\(2, 0, 2, 2\) must be at least 1 in each stage"),
+        ({"in_chans": 3.0}, "in_chans=3.0 must be at least 1, a whole number"),
+        ({"depths": 2}, "depths=2 needs 4 entries, one a stage"),
+        ({"depths": (2, 2, 6)}, r"depths=\(2, 2, 6\) needs 4 entries, one a stage"),
+        ({"depths": (2, 0, 2, 2)}, r"depths=\(2, 0, 2, 2\) needs whole numbers from 1 in each stage"),
+        ({"depths": (2.5, 2, 2, 2)}, r"depths=\(2.5, 2, 2, 2\) needs whole numbers"),
     ],
 )
 def test_wrong_arguments_are_named(name, arguments, message):
@@ -328,8 +340,9 @@ def test_dtype(name):
     assert torch.isfinite(logits).all()
     full = create(name, num_classes=3)
     close(logits.float(), full(image()), 0.1)
+    expected = full(image())
     with torch.autocast("cpu", torch.bfloat16):
-        close(full(image()).float(), full(image()).float(), 0.1)
+        close(full(image()).float(), expected, 0.1)
     assert torch.get_default_dtype() == torch.float32
 
 

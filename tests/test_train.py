@@ -10,18 +10,22 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from zoo import GOLDEN, author_weights
 
 from timm_mobilevit_zoo import train as train_module
+from timm_mobilevit_zoo._data import read_image
 from timm_mobilevit_zoo.demo import write_digits
 from timm_mobilevit_zoo.predict import load, predict
 from timm_mobilevit_zoo.train import train
 
 MODEL = "cloformer_xxs"
+GOLDEN_OF_MODEL = next(path for path in GOLDEN if path.stem == MODEL)
 QUICK = dict(
     model=MODEL,
     img_size=32,
@@ -75,6 +79,17 @@ def quick_options(**options):
             yield flag if value else flag.replace("--", "--no-")
         else:
             yield from (flag, *map(str, value)) if isinstance(value, tuple) else (flag, str(value))
+
+
+def validation_loss(model, digits):
+    from timm.data import create_transform, resolve_data_config
+
+    transform = create_transform(**resolve_data_config({}, model=model))
+    paths = sorted((digits / "val").glob("*/*.png"))
+    target = torch.tensor(["013".index(path.parent.name) for path in paths])
+    with torch.no_grad():
+        logits = model(torch.stack([transform(read_image(path, "RGB")) for path in paths]))
+    return torch.nn.functional.cross_entropy(logits, target).item()
 
 
 # A run and what it leaves
@@ -176,7 +191,7 @@ def test_two_processes_under_accelerate(digits, tmp_path):
     # Accelerate's own --cpu starts one process; --multi_gpu starts as many as told, and our --cpu keeps them off GPUs.
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
-    options = quick_options(cpu=True, batch_size=8)
+    options = quick_options(cpu=True, batch_size=8, ema=True, ema_decay=0.5)
     done = subprocess.run(
         [*launch, "-m", "timm_mobilevit_zoo", "train", str(digits), "-o", str(tmp_path / "out"), *options],
         capture_output=True,
@@ -186,7 +201,9 @@ def test_two_processes_under_accelerate(digits, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("epoch 2/2") == 1, "one process reports"
-    assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).num_classes == 3
+    best = max(rows(tmp_path / "out"), key=lambda row: float(row["val_top1"]))
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    assert validation_loss(model, digits) == pytest.approx(float(best["val_loss"]), rel=1e-4)
     state = torch.load(tmp_path / "out" / "last.ckpt", weights_only=True)
     steps = {int(entry["step"]) for entry in state["optimizer"]["state"].values()}
     assert steps == {2 * 48 // (2 * 8)}, "the two processes share the 48 images of an epoch"
@@ -224,14 +241,56 @@ def test_a_data_set_that_timm_names(digits, tmp_path):
     )
 
 
-@pytest.mark.parametrize("distill", ["logit", "feature"])
-def test_learning_from_a_teacher(run, digits, tmp_path, distill):
+def test_a_teacher_alone_can_teach(run, digits, tmp_path):
     out, _ = run
-    options = QUICK | {"epochs": 6, "seed": 1, "smoothing": 0.0, "teacher": str(out), "distill": distill}
-    best = train(str(digits), output=str(tmp_path / "out"), **options, ema=distill == "feature", ema_decay=0.5)
+    options = QUICK | {"epochs": 6, "seed": 1, "smoothing": 0.0, "teacher": str(out)}
+    best = train(str(digits), output=str(tmp_path / "out"), **options, alpha=1.0)  # the labels have no weight
     assert best["val_top1"] > 60
-    saved = load_file(tmp_path / "out" / "model.safetensors")
-    assert saved.keys() == timm.create_model(MODEL, num_classes=3).state_dict().keys()
+
+
+def test_matching_features_changes_what_is_learnt(run, digits, tmp_path):
+    out, _ = run
+    weights = []
+    for alpha in (0.0, 0.5):
+        options = QUICK | {"epochs": 1, "teacher": str(out), "distill": "feature", "ema": True, "ema_decay": 0.5}
+        train(str(digits), output=str(tmp_path / f"{alpha}"), **options, alpha=alpha)
+        weights.append(load_file(tmp_path / f"{alpha}" / "model.safetensors"))
+    assert weights[0].keys() == timm.create_model(MODEL, num_classes=3).state_dict().keys()
+    assert not torch.equal(weights[0]["stem.layers.0.weight"], weights[1]["stem.layers.0.weight"])
+
+
+@pytest.mark.parametrize(
+    "changes", [{"mixed_precision": "bf16"}, {"sched": "step"}, {"sched": "none"}, {"layer_decay": 0.7}]
+)
+def test_other_ways_to_train(digits, tmp_path, changes):
+    best = train(str(digits), output=str(tmp_path / "out"), **QUICK | {"epochs": 2, "cpu": True} | changes)
+    assert best["val_loss"] < 5
+
+
+def test_start_from_a_checkpoint(run, digits, tmp_path):
+    out, best = run
+    options = QUICK | {"epochs": 1, "lr": 1e-8, "warmup_lr": 1e-9, "warmup_epochs": 0, "min_lr": 0.0}
+    kept = train(str(digits), output=str(tmp_path / "ours"), **options, checkpoint=str(out / "model.safetensors"))
+    assert kept["val_top1"] >= best["val_top1"] - 10, "its head, of as many classes, is kept"
+    save_file(author_weights(GOLDEN_OF_MODEL), tmp_path / "authors.safetensors")
+    train(str(digits), output=str(tmp_path / "theirs"), **options, checkpoint=str(tmp_path / "authors.safetensors"))
+    ours = load_file(tmp_path / "theirs" / "model.safetensors")["stem.layers.0.weight"]
+    theirs = author_weights(GOLDEN_OF_MODEL)["patch_embed.conv1.conv.0.weight"]
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_images_of_every_kind(digits, tmp_path):
+    data = Path(shutil.copytree(digits, tmp_path / "data"))
+    kinds = (("webp", "RGB"), ("bmp", "L"), ("tiff", "CMYK"), ("gif", "P"))
+    for path, (suffix, mode) in zip(sorted((data / "train" / "0").iterdir()), kinds, strict=False):
+        Image.open(path).convert(mode).save(path.with_suffix("." + suffix))
+        path.unlink()
+    (data / "train" / "0" / "notes.txt").write_text("no image")
+    (data / "train" / "0" / "again").symlink_to(data / "train" / "0")
+    train(str(data), output=str(tmp_path / "out"), **QUICK | {"epochs": 1, "batch_size": 48})  # all 48 are found, once
+    grey = Image.fromarray(np.full((4, 4), 30000, np.uint16))
+    grey.save(tmp_path / "grey.png")
+    assert read_image(tmp_path / "grey.png", "RGB").getpixel((0, 0)) == (116, 116, 116)
 
 
 # What can be wrong
@@ -271,8 +330,9 @@ def test_a_validation_class_that_training_lacks(copied, tmp_path):
 
 def test_a_validation_split_that_lacks_a_class_keeps_the_others_in_place(copied, tmp_path):
     shutil.rmtree(copied / "val" / "0")
-    train(str(copied), output=str(tmp_path / "out"), **QUICK | {"epochs": 1})
+    best = train(str(copied), output=str(tmp_path / "out"), **QUICK | {"epochs": 6, "smoothing": 0.0, "seed": 1})
     assert timm.create_model(f"local-dir:{tmp_path / 'out'}").num_classes == 3
+    assert best["val_top1"] > 60, "1 and 3 would count as 0 and 1"
 
 
 def test_one_split_only(copied, tmp_path):
@@ -294,11 +354,11 @@ def test_a_broken_image_stops_the_run_before_training_or_is_left_out(copied, tmp
     victims = sorted((copied / "train" / "3").iterdir())[:2]
     victims[0].write_text("not an image")
     victims[1].write_bytes(victims[1].read_bytes()[:70])
-    fails(f"2 image.s. cannot be read(.|\n)*{victims[0].name}(.|\n)*{victims[1].name}", copied, tmp_path)
+    fails(f"2 image.s. are broken(.|\n)*{victims[0].name}(.|\n)*{victims[1].name}", copied, tmp_path)
     train(str(copied), output=str(tmp_path / "out"), **QUICK | {"epochs": 1, "on_broken": "skip", "batch_size": 46})
     told = capsys.readouterr().err
-    assert all(f"skipped {path}: " in told for path in victims)
-    with pytest.raises(RuntimeError, match=r"\.png cannot be read: "):
+    assert all(f"skipped: {path} cannot be read: " in told for path in victims)
+    with pytest.raises(ValueError, match=r"\.png cannot be read: "):
         train(str(copied), output=str(tmp_path / "trusted"), **QUICK | {"on_broken": "trust"})
 
 
@@ -324,9 +384,11 @@ def test_an_output_that_holds_something_is_not_overwritten(run, digits, tmp_path
 def test_resuming_before_the_first_epoch_ended_starts_anew(digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / MODEL / ".export-killed").mkdir(parents=True)
+    (tmp_path / "runs" / MODEL / "model.safetensors").touch()  # killed between the folder and the checkpoint
     best = train(str(digits), **QUICK | {"epochs": 1}, resume=True)
     assert best["output"] == os.path.join("runs", MODEL)  # where no output is given
     assert (tmp_path / best["output"] / "last.ckpt").is_file()
+    assert not list((tmp_path / best["output"]).glob(".*"))
 
 
 @pytest.mark.parametrize(
@@ -339,6 +401,11 @@ def test_resuming_before_the_first_epoch_ended_starts_anew(digits, tmp_path, mon
         ({"alpha": 2.0}, r"alpha=2.0 must lie in 0\.\.1"),
         ({"mixup": 0.2, "batch_size": 15}, "batch_size=15 must be even for mixup"),
         ({"val_fraction": 0.0}, "val_fraction=0.0 must lie between"),
+        ({"sched": "plateau"}, "sched='plateau' does not step"),
+        ({"mixup": -1.0}, "mixup=-1.0 must be at least 0"),
+        ({"scale": (0.5, 0.1)}, "scale=.* the smaller first"),
+        ({"crop_pct": 0.0}, "crop_pct=0.0 must be above 0"),
+        ({"num_classes": 7}, "num_classes=7 is for a named data set"),
     ],
 )
 def test_wrong_options_are_named(digits, tmp_path, options, message):
@@ -348,5 +415,27 @@ def test_wrong_options_are_named(digits, tmp_path, options, message):
 def test_a_teacher_of_other_classes(run, copied, tmp_path):
     out, _ = run
     for split in ("train", "val"):
-        shutil.rmtree(copied / split / "0")
+        (copied / split / "0").rename(copied / split / "4")
+    fails("knows other classes, or in another order", copied, tmp_path, teacher=str(out))
+    for split in ("train", "val"):
+        shutil.rmtree(copied / split / "4")
     fails("knows 3 classes, the data has 2", copied, tmp_path, teacher=str(out))
+
+
+def test_data_that_changed_is_not_resumed(copied, tmp_path):
+    train(str(copied), output=str(tmp_path / "out"), **QUICK | {"epochs": 1})
+    for split in ("train", "val"):
+        (copied / split / "0").rename(copied / split / "4")
+    with pytest.raises(ValueError, match=r"these differ: images=.*labels="):
+        train(str(copied), output=str(tmp_path / "out"), **QUICK | {"epochs": 1}, resume=True)
+
+
+def test_named_data_sets(digits, tmp_path):
+    fails("must begin with torch/", digits, tmp_path, dataset="cifar10")
+    fails("val_split='nope' has other classes", digits, tmp_path, dataset="torch/image_folder", val_split="nope")
+
+
+def test_no_validation_image_is_left(copied, tmp_path):
+    for path in (copied / "val").glob("*/*.png"):
+        path.write_text("broken")
+    fails("is left without an image", copied, tmp_path, on_broken="skip")

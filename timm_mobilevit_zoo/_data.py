@@ -5,23 +5,52 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
-from timm.data import ImageDataset, create_dataset, create_loader, is_img_extension
+from timm.data import create_dataset, create_loader
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ._extras import require
 
-__all__ = ["folder_data", "make_loader", "named_data"]
+__all__ = ["folder_data", "make_loader", "named_data", "read_image"]
 
 TRAIN_FOLDERS = ("train", "training")
 VAL_FOLDERS = ("val", "validation", "valid", "test")
 
 
+def read_image(path: str | Path, mode: str) -> Image.Image:
+    """Return the whole image, decoded.
+
+    Args:
+        path: Its file.
+        mode: Pillow's name of the pixels wanted, `L` or `RGB`. Pixels of 16 bits are scaled to 8.
+
+    Raises:
+        ValueError: For a file that is no image, or is cut short or broken; says which and why.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith("I"):  # Pillow would cut 16 bits off at 255
+                wide = np.asarray(image).clip(0, 65535)
+                return Image.fromarray((wide // 257).astype(np.uint8)).convert(mode)
+            return image.convert(mode)
+    except Exception as error:  # Pillow's plugins raise whatever their format's parser meets
+        raise ValueError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+
+
 def _images_in(folder: Path) -> list[Path]:
-    found = (Path(root) / name for root, _, names in os.walk(folder, followlinks=True) for name in names)
-    return sorted(path for path in found if is_img_extension(path.suffix))
+    Image.init()
+    known = {suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN}
+    images, seen = [], set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(root) in seen:  # a link back to where the walk has been
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(root))
+        images += [Path(root) / name for name in names if os.path.splitext(name)[1].lower() in known]
+    return sorted(images)
 
 
 def _classes(folder: Path) -> dict[str, list[Path]]:
@@ -41,7 +70,7 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
 
 
 def folder_data(options: dict[str, Any], accelerator: Any) -> tuple[Any, Any, list[str]]:
-    """Return timm data sets for training and validation, and the names of the classes.
+    """Return data sets for training and validation, and the names of the classes.
 
     Args:
         options: The arguments of `train`.
@@ -55,7 +84,10 @@ def folder_data(options: dict[str, Any], accelerator: Any) -> tuple[Any, Any, li
     val_root = next((root / name for name in VAL_FOLDERS if (root / name).is_dir()), None)
     if (train_root is None) != (val_root is None):
         need = TRAIN_FOLDERS if train_root is None else VAL_FOLDERS
-        raise ValueError(f"data={str(root)!r} has one split only; the other is looked for as {' or '.join(need)}")
+        raise ValueError(
+            f"data={str(root)!r} has one split only; the other is looked for as {' or '.join(need)}, "
+            "names that no class can have"
+        )
     mode = "L" if options["in_chans"] == 1 else "RGB"
     train_classes = _classes(train_root or root)
     labels = list(train_classes)
@@ -87,30 +119,28 @@ def folder_data(options: dict[str, Any], accelerator: Any) -> tuple[Any, Any, li
     empty = [name for name, paths in train_classes.items() if not paths]
     if empty:
         raise ValueError(f"data={str(root)!r} has classes left without an image that can be read: {', '.join(empty)}")
-
-    def images(folder: Path, classes: dict[str, list[Path]]) -> Any:
-        index = {name: i for i, name in enumerate(labels)}
-        images: Any = _Images(str(folder), class_map=index, input_img_mode=mode)
-        images.reader.samples = [(str(path), index[name]) for name, paths in classes.items() for path in paths]
-        return images
-
-    return images(train_root or root, train_classes), images(val_root or root, val_classes), labels
+    if not any(val_classes.values()):
+        raise ValueError(f"data={str(val_root)!r} is left without an image that can be read")
+    return _Images(train_classes, labels, mode), _Images(val_classes, labels, mode), labels
 
 
-class _Images(ImageDataset):
-    """timm's data set, but an image that cannot be read stops the run: its neighbour does not stand in for it."""
+class _Images(Dataset[tuple[Any, int]]):
+    """Images and the positions of their classes in `labels`; timm's loader sets `transform`."""
+
+    def __init__(self, classes: dict[str, list[Path]], labels: list[str], mode: str) -> None:
+        self.samples = [(path, labels.index(name)) for name, paths in classes.items() for path in paths]
+        self.mode = mode
+        self.transform: Any = None
+
+    def __len__(self) -> int:
+        return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        path, target = self.reader.samples[index]
-        try:
-            with Image.open(path) as image:
-                pixels = image.convert(self.input_img_mode)
-        except Exception as error:  # Pillow's plugins raise whatever their format's parser meets
-            raise RuntimeError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
-        return self.transform(pixels), target
+        path, target = self.samples[index]
+        return self.transform(read_image(path, self.mode)), target
 
 
-class _Readable(Dataset[str]):
+class _Faults(Dataset[str]):
     """For each path what is wrong with the image, or an empty string."""
 
     def __init__(self, paths: list[Path], mode: str) -> None:
@@ -121,27 +151,26 @@ class _Readable(Dataset[str]):
 
     def __getitem__(self, index: int) -> str:
         try:
-            with Image.open(self.paths[index]) as image:
-                image.convert(self.mode)
-        except Exception as error:  # Pillow's plugins raise whatever their format's parser meets
-            return f"{type(error).__name__}: {error}"
+            read_image(self.paths[index], self.mode)
+        except ValueError as error:
+            return str(error)
         return ""
 
 
 def _find_broken(paths: list[Path], mode: str, options: dict[str, Any], accelerator: Any) -> set[Path]:
     faults: list[str] = []
     if accelerator.is_main_process:
-        readable = DataLoader(_Readable(paths, mode), batch_size=64, num_workers=options["workers"], collate_fn=list)
+        readable = DataLoader(_Faults(paths, mode), batch_size=64, num_workers=options["workers"], collate_fn=list)
         for batch in tqdm(readable, desc="reading images", unit="batch", disable=None, leave=False):
             faults += batch
     faults = require("accelerate", "train").utils.broadcast_object_list([faults])[0]
     broken = {path: fault for path, fault in zip(paths, faults, strict=True) if fault}
     if broken and options["on_broken"] == "stop":
-        listed = "\n".join(f"  {path}: {fault}" for path, fault in list(broken.items())[:20])
-        raise ValueError(f"{len(broken)} image(s) cannot be read; mend them or choose on_broken=skip\n{listed}")
+        listed = "\n  ".join(list(broken.values())[:20])
+        raise ValueError(f"{len(broken)} image(s) are broken; mend them or choose on_broken=skip\n  {listed}")
     if accelerator.is_main_process:
-        for path, fault in broken.items():
-            sys.stderr.write(f"skipped {path}: {fault}\n")
+        for fault in broken.values():
+            sys.stderr.write(f"skipped: {fault}\n")
     return set(broken)
 
 
@@ -152,7 +181,7 @@ def named_data(options: dict[str, Any]) -> tuple[Any, Any, list[str]]:
         options: The arguments of `train`.
 
     Raises:
-        ValueError: Where neither the data set nor `num_classes` tells the number of classes.
+        ValueError: For a name that timm does not know, splits of other classes, or classes that nobody counts.
     """
 
     def images(split: str, is_training: bool) -> Any:
@@ -167,14 +196,24 @@ def named_data(options: dict[str, Any]) -> tuple[Any, Any, list[str]]:
             input_img_mode="L" if options["in_chans"] == 1 else "RGB",
         )
 
+    if not options["dataset"].startswith(("torch/", "hfds/", "hfids/", "tfds/", "wds/")):
+        raise ValueError(f"dataset={options['dataset']!r} must begin with torch/, hfds/, hfids/, tfds/ or wds/")
     train_set, val_set = images(options["train_split"], True), images(options["val_split"], False)
-    reader = getattr(train_set, "reader", train_set)
-    named = getattr(reader, "class_to_idx", None) or getattr(train_set, "class_to_idx", None) or {}
+    named, val_named = _class_to_idx(train_set), _class_to_idx(val_set)
+    if named and val_named and named != val_named:
+        raise ValueError(
+            f"val_split={options['val_split']!r} has other classes than train_split={options['train_split']!r}: "
+            f"{', '.join(map(str, val_named))} and {', '.join(map(str, named))}"
+        )
     labels = [str(name) for name, _ in sorted(named.items(), key=lambda entry: entry[1])]
     count = options["num_classes"] or len(labels)
-    if not count:
-        raise ValueError(f"dataset={options['dataset']!r} does not tell its classes; give num_classes")
+    if not count or count < len(labels):
+        raise ValueError(f"num_classes={options['num_classes']} does not fit the {len(labels)} classes that are named")
     return train_set, val_set, labels if len(labels) == count else [str(i) for i in range(count)]
+
+
+def _class_to_idx(images: Any) -> dict[Any, int]:
+    return getattr(getattr(images, "reader", images), "class_to_idx", None) or {}
 
 
 def make_loader(images: Any, config: dict[str, Any], options: dict[str, Any], is_training: bool) -> Any:

@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import json
+import os
 import re
 import sys
 import textwrap
@@ -16,12 +17,14 @@ SHORT = {"model": "-m", "output": "-o", "epochs": "-e", "batch_size": "-b"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command and exit: 0 done, 1 some images unreadable, 2 wrong input, 130 interrupted.
+    """Run a command and exit: 0 done, 1 failed or some images unreadable, 2 wrong input, 130 interrupted.
 
     Args:
         argv: Arguments after the program's name; the process's own where not given.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:2] == ["--traceback", "run"]:  # a script's errors show where they come from anyway
+        argv = argv[1:]
     if argv[:1] == ["run"] and argv[1:2] not in (["-h"], ["--help"]):  # what follows belongs to the script
         from . import launch
 
@@ -30,11 +33,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     command, trace = args.pop("command"), args.pop("traceback")
     try:
         sys.exit(command(**args))
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+    except BrokenPipeError:  # whoever read our output has gone; Python would complain once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
         if trace:
             raise
-        sys.stderr.write(f"timm-mobilevit-zoo: error: {error}\n")
-        sys.exit(2)
+        if isinstance(error, (ValueError, OSError, ModuleNotFoundError)):
+            sys.stderr.write(f"timm-mobilevit-zoo: error: {error}\n")
+            sys.exit(2)
+        sys.stderr.write(f"timm-mobilevit-zoo: {type(error).__name__}: {error}\n(--traceback shows where)\n")
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.stderr.write("timm-mobilevit-zoo: interrupted\n")
         sys.exit(130)
@@ -59,7 +68,7 @@ def _predict(model: str, images: list[str], as_json: bool, **args: Any) -> int:
         for result in results:
             classes = result.get("classes", ())
             found = "  ".join(f"{entry['label']} {100 * entry['probability']:.1f}%" for entry in classes)
-            _say(f"{result['image']}: {found or result['error']}")
+            _say(f"{result['image']}: {found}" if found else result["error"])
     return 1 if any("error" in result for result in results) else 0
 
 

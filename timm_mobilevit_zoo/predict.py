@@ -6,8 +6,9 @@ from typing import Any
 
 import timm
 import torch
-from PIL import Image
 from timm.data import create_transform, resolve_data_config
+
+from ._data import read_image
 
 __all__ = ["load", "predict"]
 
@@ -61,10 +62,9 @@ def predict(model: Any, images: Sequence[str], *, top: int = 5, batch_size: int 
         for path in images[start : start + batch_size]:
             results.append({"image": str(path)})
             try:
-                with Image.open(path) as image:
-                    batch.append((results[-1], transform(image.convert(mode))))
-            except Exception as error:  # Pillow's plugins raise whatever their format's parser meets
-                results[-1]["error"] = f"{type(error).__name__}: {error}"
+                batch.append((results[-1], transform(read_image(path, mode))))
+            except ValueError as error:
+                results[-1]["error"] = str(error)
         if not batch:
             continue
         device = next(model.parameters()).device

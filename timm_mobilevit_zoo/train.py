@@ -9,6 +9,7 @@ was killed and resumed ends with the same weights as one that was not.
 
 import copy
 import csv
+import hashlib
 import math
 import os
 import shutil
@@ -41,6 +42,8 @@ from ._data import folder_data, make_loader, named_data
 from ._extras import require
 
 __all__ = ["train"]
+
+RUN_FILES = ("config.json", "curve.png", "last.ckpt", "model.safetensors", "summary.csv")
 
 
 def train(
@@ -117,7 +120,7 @@ def train(
         in_chans: Image channels: 1 (grey) or 3.
         crop_pct: Share of a validation image's side that is kept; the model's own where not given.
         pretrained: Start from the weights that the name stands for; they may be downloaded.
-        checkpoint: Start from this weights file, the authors' or ours.
+        checkpoint: Start from this weights file, the authors' or ours; a head of as many classes is kept.
         drop_rate: Dropout before the classifier; the model's own where not given.
         drop_path_rate: Stochastic depth; the model's own where not given.
         grad_checkpointing: Recompute activations in the backward pass, to save memory.
@@ -168,6 +171,9 @@ def train(
     accelerate = require("accelerate", "train")
     require("matplotlib", "train")
     _check_options(options)
+    if not torch.distributed.is_initialized():  # an earlier run in this process has left its settings
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+        accelerate.state.GradientState._reset_state()
     accelerator = accelerate.Accelerator(
         cpu=cpu,
         mixed_precision=mixed_precision,
@@ -177,6 +183,9 @@ def train(
     out = Path(output or f"runs/{timm.models.safe_model_name(model)}")
     state = _open_run(out, options, accelerator)
     train_set, val_set, labels = named_data(options) if dataset else folder_data(options, accelerator)
+    decisive = _comparable(options, labels, (train_set, val_set), accelerator.num_processes)
+    if state:
+        _refuse_changes(state, decisive)
     total, step = len(train_set) if hasattr(train_set, "__len__") else None, batch_size * accelerator.num_processes
     if total is not None and total < step:
         raise ValueError(f"batch_size={batch_size} means {step} images a step, but there are {total} to train on")
@@ -184,8 +193,8 @@ def train(
     accelerate.utils.set_seed(seed)
     student = _create_student(options, len(labels))
     config = resolve_data_config({"img_size": img_size, "in_chans": in_chans, "crop_pct": crop_pct}, model=student)
-    if in_chans == 1:  # timm's transforms take the statistics as they are
-        config |= {key: (sum(config[key]) / len(config[key]),) for key in ("mean", "std")}
+    if in_chans == 1:
+        config |= _grey(config)
     _describe(student, config, labels)
     _check_disk(out, student, ema)
     if grad_checkpointing:
@@ -197,7 +206,7 @@ def train(
     if mixup or cutmix:
         mix = Mixup(mixup, cutmix, label_smoothing=smoothing, num_classes=len(labels))
     criterion = SoftTargetCrossEntropy() if mix else LabelSmoothingCrossEntropy(smoothing)
-    task = _create_task(student, criterion, options)
+    task = _create_task(student, criterion, labels, options)
     if ema:
         task.setup_ema(decay=ema_decay, use_warmup=True)
     optimizer = create_optimizer_v2(
@@ -226,7 +235,8 @@ def train(
         history = state["history"]
         unwrap_model(task.trainable_module).load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
+        if scheduler is not None:
+            scheduler.step_update(len(history) * updates)
         if ema:
             task.trainable_module_ema.load_state_dict(state["ema"])
         if accelerator.scaler is not None:
@@ -241,8 +251,10 @@ def train(
         row |= _train_epoch(
             task, train_loader, optimizer, scheduler, accelerator, epoch, updates, mix, clip_grad, channels_last
         )
+        if ema and accelerator.num_processes > 1:  # each process has averaged its own BatchNorm statistics
+            for buffer in task.trainable_module_ema.buffers():
+                accelerate.utils.broadcast(buffer)
         row |= _evaluate(task.get_eval_model(ema=ema), val_loader, accelerator, channels_last)
-        scheduler.step(epoch + 1, row["val_top1"])  # for the schedule that follows a metric
         row["seconds"] = round(time.perf_counter() - began, 2)
         history.append(row)
         best = max(history, key=lambda r: r["val_top1"])
@@ -257,11 +269,10 @@ def train(
                 _save_folder(unwrap_model(task.get_eval_model(ema=ema)), out, labels)
             _write_summary(out, history)
             snapshot = {
-                "options": _comparable(options),
+                "options": decisive,
                 "history": history,
                 "model": unwrap_model(task.trainable_module).state_dict(),
                 "optimizer": optimizer.state_dict(),
-                "scheduler": scheduler.state_dict(),
                 "ema": task.trainable_module_ema.state_dict() if ema else None,
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
             }
@@ -287,60 +298,90 @@ def _check_options(options: dict[str, Any]) -> None:
     for key in ("alpha", "smoothing", "hflip", "vflip", "reprob"):
         if not 0 <= options[key] <= 1:
             raise ValueError(f"{key}={options[key]} must lie in 0..1")
-    if not 0 < options["val_fraction"] < 1:
-        raise ValueError(f"val_fraction={options['val_fraction']} must lie between 0 and 1")
-    for key in ("lr", "temperature"):
-        if options[key] <= 0:
+    for key in ("val_fraction", "ema_decay"):
+        if not 0 < options[key] < 1:
+            raise ValueError(f"{key}={options[key]} must lie between 0 and 1")
+    for key in ("lr", "temperature", "clip_grad"):
+        if options[key] is not None and options[key] <= 0:
             raise ValueError(f"{key}={options[key]} must be above 0")
+    for key in ("mixup", "cutmix", "weight_decay", "workers", "warmup_epochs"):
+        if options[key] < 0:
+            raise ValueError(f"{key}={options[key]} must be at least 0")
+    if options["crop_pct"] is not None and not 0 < options["crop_pct"] <= 1:
+        raise ValueError(f"crop_pct={options['crop_pct']} must be above 0 and at most 1")
+    if not 0 < options["scale"][0] <= options["scale"][1] <= 1:
+        raise ValueError(f"scale={options['scale']} must be two shares above 0 and up to 1, the smaller first")
+    if not 0 < options["ratio"][0] <= options["ratio"][1]:
+        raise ValueError(f"ratio={options['ratio']} must be two ratios above 0, the smaller first")
+    if options["num_classes"] is not None and not options["dataset"]:
+        raise ValueError(
+            f"num_classes={options['num_classes']} is for a named data set; a folder's classes are counted"
+        )
+    if options["sched"] == "plateau":
+        raise ValueError("sched='plateau' does not step at updates; choose cosine, tanh, step, multistep, poly or none")
     if options["img_size"] is not None and options["img_size"] < 1:
         raise ValueError(f"img_size={options['img_size']} must be at least 1")
     if options["in_chans"] not in (1, 3):
         raise ValueError(f"in_chans={options['in_chans']} must be 1 (grey) or 3 (RGB)")
-    if options["workers"] < 0:
-        raise ValueError(f"workers={options['workers']} must be at least 0")
     if options["warmup_epochs"] >= options["epochs"] and options["warmup_epochs"] > 0 and options["epochs"] > 1:
         raise ValueError(f"warmup_epochs={options['warmup_epochs']} must be below epochs={options['epochs']}")
     if (options["mixup"] or options["cutmix"]) and options["batch_size"] % 2:
         raise ValueError(f"batch_size={options['batch_size']} must be even for mixup and cutmix")
 
 
-def _comparable(options: dict[str, Any]) -> dict[str, Any]:
+def _comparable(options: dict[str, Any], labels: list[str], images: tuple[Any, ...], processes: int) -> dict[str, Any]:
     # What decides the result; a run may move to another folder or another number of loaders.
     free = ("output", "resume", "workers", "cpu", "data")
     pairs = ((key, tuple(value) if isinstance(value, list) else value) for key, value in options.items())
-    return {key: value for key, value in pairs if key not in free}
+    names = [
+        f"{path.parent.name}/{path.name} {target}"
+        for part in images
+        for path, target in getattr(part, "samples", ())
+        if isinstance(path, Path)
+    ]
+    facts = {
+        "labels": labels,
+        "images": hashlib.sha256("\n".join(names).encode()).hexdigest()[:16],
+        "processes": processes,
+    }
+    return {key: value for key, value in pairs if key not in free} | facts
 
 
 def _open_run(out: Path, options: dict[str, Any], accelerator: Any) -> dict[str, Any] | None:
     """Return the state to resume from, or None for a new run in a new or empty folder."""
     last = out / "last.ckpt"
     if not (options["resume"] and last.is_file()):
-        # A run that was killed in its first epoch leaves hidden files at most.
-        if out.exists() and (not out.is_dir() or any(not path.name.startswith(".") for path in out.iterdir())):
+        # A run that was killed in its first epoch leaves hidden files, and in its last moments some of the run's own.
+        own = RUN_FILES if options["resume"] else ()
+        held = [path.name for path in out.iterdir()] if out.is_dir() else []
+        if out.is_file() or any(not name.startswith(".") and name not in own for name in held):
             need = "holds no last.ckpt" if options["resume"] else "choose another, or resume the run"
             raise ValueError(f"output={str(out)!r} exists and is not an empty folder; {need}")
         accelerator.wait_for_everyone()
         out.mkdir(parents=True, exist_ok=True)
         return None
-    for stale in out.glob(".export-*"):
-        shutil.rmtree(stale, ignore_errors=True)
     state: dict[str, Any] = torch.load(last, map_location="cpu", weights_only=True)
-    now = _comparable(options)
+    return state
+
+
+def _refuse_changes(state: dict[str, Any], now: dict[str, Any]) -> None:
     changed = [
         f"{key}={now.get(key)!r} (was {state['options'].get(key)!r})"
         for key in sorted(now.keys() | state["options"].keys())
         if now.get(key) != state["options"].get(key)
     ]
     if changed:
-        raise ValueError(f"a resumed run keeps its arguments, but these differ: {', '.join(changed)}")
-    return state
+        raise ValueError(f"a resumed run keeps its arguments and data, but these differ: {', '.join(changed)}")
 
 
 def _create_student(options: dict[str, Any], num_classes: int) -> Any:
     extra = {key: options[key] for key in ("drop_rate", "drop_path_rate")}
-    if options["checkpoint"]:
-        extra["pretrained_cfg_overlay"] = {"file": options["checkpoint"]}
     cfg = timm.get_pretrained_cfg(options["model"]) if ":" not in options["model"] else None
+    if options["checkpoint"]:
+        weights = timm.models.load_state_dict(options["checkpoint"])
+        head = weights.get(f"{cfg.classifier}.weight") if cfg else None
+        told = {} if head is None else {"num_classes": head.shape[0]}  # else timm takes it for an ImageNet classifier
+        extra["pretrained_cfg_overlay"] = {"file": options["checkpoint"], **told}
     if cfg is not None and cfg.fixed_input_size:  # a plain ViT's positions are made for one size
         extra["img_size"] = options["img_size"]
     return timm.create_model(
@@ -350,6 +391,11 @@ def _create_student(options: dict[str, Any], num_classes: int) -> Any:
         in_chans=options["in_chans"],
         **extra,
     )
+
+
+def _grey(config: dict[str, Any]) -> dict[str, Any]:
+    """Return one channel's mean and std, where timm would take three for as many channels."""
+    return {key: (sum(config[key]) / len(config[key]),) for key in ("mean", "std")}
 
 
 def _describe(model: Any, config: dict[str, Any], labels: list[str]) -> None:
@@ -375,14 +421,19 @@ def _check_disk(out: Path, model: nn.Module, ema: bool) -> None:
         raise ValueError(f"output={str(out)!r} has {free >> 20} MiB left on its disk; the run needs {needed >> 20} MiB")
 
 
-def _create_task(student: Any, criterion: nn.Module, options: dict[str, Any]) -> Any:
+def _create_task(student: Any, criterion: nn.Module, labels: list[str], options: dict[str, Any]) -> Any:
     if not options["teacher"]:
         return ClassificationTask(student, criterion=criterion, verbose=False)
     name = options["teacher"]
     source = f"local-dir:{name}" if Path(name).is_dir() else name
-    teacher = timm.create_model(source, pretrained=True, in_chans=student.in_chans)
+    teacher: Any = timm.create_model(source, pretrained=True, in_chans=student.in_chans)
     if teacher.num_classes != student.num_classes:
         raise ValueError(f"teacher={name!r} knows {teacher.num_classes} classes, the data has {student.num_classes}")
+    taught = list(teacher.pretrained_cfg.get("label_names") or labels)
+    if taught != labels:
+        raise ValueError(f"teacher={name!r} knows other classes, or in another order: {taught}, not {labels}")
+    if student.in_chans == 1:
+        teacher.pretrained_cfg.update(_grey(teacher.pretrained_cfg))
     teacher.requires_grad_(False)
     tasks = {"logit": LogitDistillationTask, "token": TokenDistillationTask, "feature": FeatureDistillationTask}
     heat = {} if options["distill"] == "feature" else {"temperature": options["temperature"]}
@@ -428,7 +479,8 @@ def _train_epoch(
         if accelerator.sync_gradients:
             update += 1
             task.update_ema(step=update)
-            scheduler.step_update(update)
+            if scheduler is not None:
+                scheduler.step_update(update)
         labels = target.argmax(1) if target.ndim > 1 else target
         loss_sum += result["loss"].detach() * len(images)
         right += (result["output"].argmax(1) == labels).sum()
@@ -462,7 +514,7 @@ def _evaluate(model: Any, loader: Any, accelerator: Any, channels_last: bool) ->
         top5 = logits.topk(min(5, logits.shape[1])).indices == target[:, None]
         loss = nn.functional.cross_entropy(logits, target, reduction="none")
         rows.append(accelerator.gather_for_metrics(torch.stack([loss, top5[:, 0], top5.any(1)], dim=1)))
-    loss, top1, top5_share = torch.cat(rows).double().mean(0).tolist()
+    loss, top1, top5_share = torch.cat(rows).cpu().double().mean(0).tolist()
     return {"val_loss": loss, "val_top1": 100 * top1, "val_top5": 100 * top5_share}
 
 
@@ -480,6 +532,8 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def _save_folder(model: Any, out: Path, labels: list[str]) -> None:
+    for stale in out.glob(".export-*"):  # of a run that was killed
+        shutil.rmtree(stale, ignore_errors=True)
     weights = copy.deepcopy(model).to("cpu", memory_format=torch.contiguous_format)
     with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as folder:
         save_for_hf(weights, folder, model_config={"label_names": labels}, safe_serialization=True)

@@ -25,31 +25,31 @@ STRIDES = (4, 8, 16, 32)  # image pixels per map cell at the end of stages 1 to 
 POOLS = ("", "avg", "max", "avgmax", "catavgmax", "fast", "fastavg", "fastmax", "fastavgmax", "fastcatavgmax")
 
 
-def check_args(**args: Any) -> None:
+def check_args(*, levels: dict[str, Any] | None = None, **args: Any) -> None:
     """Raise `ValueError` for a network that cannot be built, before any layer is.
 
     Args:
-        **args: The constructor's arguments by name. `in_chans` must be at least 1, `num_classes` at least 0 and
-            `global_pool` one of timm's names; `..._rate` lies in [0, 1); a tuple has one entry a stage, and an entry
-            that is a number is at least 1.
+        levels: The arguments that have one entry a stage, by name; an entry that is no tuple is a whole number from 1.
+        **args: Others by name. `in_chans` must be at least 1, `num_classes` at least 0, `global_pool` one of timm's
+            names, and a `..._rate` lies in [0, 1).
 
     Raises:
         ValueError: Names the argument, its value and what would fit.
     """
+    for name, least in (("in_chans", 1), ("num_classes", 0)):
+        if name in args and not (isinstance(args[name], int) and args[name] >= least):
+            raise ValueError(f"{name}={args[name]} must be at least {least}, a whole number")
+    if "global_pool" in args and args["global_pool"] not in POOLS:
+        raise ValueError(f"global_pool={args['global_pool']!r} is none of {', '.join(map(repr, POOLS))}")
     for name, value in args.items():
-        if name == "in_chans" and value < 1:
-            raise ValueError(f"in_chans={value} must be at least 1")
-        if name == "num_classes" and value < 0:
-            raise ValueError(f"num_classes={value} must be at least 0 (0 removes the classifier)")
-        if name == "global_pool" and value not in POOLS:
-            raise ValueError(f"global_pool={value!r} is none of {', '.join(map(repr, POOLS))}")
         if name.endswith("_rate") and not 0 <= value < 1:
             raise ValueError(f"{name}={value} must be at least 0 and below 1")
-        if isinstance(value, (tuple, list)):
-            if len(value) != len(STRIDES):
-                raise ValueError(f"{name}={value} has {len(value)} entries; it needs {len(STRIDES)}, one a stage")
-            if any(isinstance(entry, (int, float)) and entry < 1 for entry in value):
-                raise ValueError(f"{name}={value} must be at least 1 in each stage")
+    for name, value in (levels or {}).items():
+        if not isinstance(value, (tuple, list)) or len(value) != len(STRIDES):
+            raise ValueError(f"{name}={value} needs {len(STRIDES)} entries, one a stage")
+        for entry in value:
+            if not (isinstance(entry, (tuple, list)) or (isinstance(entry, int) and entry >= 1)):
+                raise ValueError(f"{name}={value} needs whole numbers from 1 in each stage")
 
 
 @torch.fx.wrap  # a leaf for every fx tracer, timm's and torchvision's alike: it branches on sizes

@@ -87,6 +87,7 @@ class PooledAttention(nn.Module):
     ) -> None:
         dd = {"device": device, "dtype": dtype}
         super().__init__()
+        self.num_heads = width // head_dim
         self.head_dim = head_dim
         self.scale = head_dim**-0.5
         self.fused_attn = use_fused_attn()
@@ -97,15 +98,16 @@ class PooledAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         B, _, H, W = x.shape
-        q = self.q(x).reshape(B, -1, self.head_dim, H * W).transpose(-2, -1)  # (B, h, N, d)
+        q = self.q(x).reshape(B, self.num_heads, self.head_dim, H * W).transpose(-2, -1)  # (B, h, N, d)
         kv = self.kv(self.pool(x)).flatten(2)  # (B, 2 h d, M)
-        k, v = kv.reshape(B, -1, self.head_dim, kv.shape[-1]).transpose(-2, -1).chunk(2, dim=1)  # (B, h, M, d) each
+        kv = kv.reshape(B, 2 * self.num_heads, self.head_dim, kv.shape[-1]).transpose(-2, -1)
+        k, v = kv.chunk(2, dim=1)  # (B, h, M, d) each
         if self.fused_attn:
             x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
         else:
             attn = (q * self.scale) @ k.transpose(-2, -1)
             x = self.attn_drop(attn.softmax(dim=-1)) @ v
-        return x.transpose(-2, -1).reshape(B, -1, H, W)
+        return x.transpose(-2, -1).reshape(B, self.num_heads * self.head_dim, H, W)
 
 
 class CloAttention(nn.Module):
@@ -142,14 +144,17 @@ class CloAttention(nn.Module):
     ) -> None:
         dd = {"device": device, "dtype": dtype}
         super().__init__()
-        if num_heads < 1 or dim < 1 or dim % num_heads:
-            raise ValueError(f"dim={dim} must be a positive multiple of num_heads={num_heads}")
-        if len(group_split) != 2 or min(group_split) < 0 or sum(group_split) != num_heads:
+        sizes = dict(dim=dim, num_heads=num_heads, kernel_size=kernel_size, window_size=window_size)
+        for name, size in sizes.items():
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name}={size} must be a whole number from 1")
+        if dim % num_heads:
+            raise ValueError(f"dim={dim} must be a multiple of num_heads={num_heads}")
+        split = group_split if isinstance(group_split, (tuple, list)) else ()
+        if len(split) != 2 or min(split) < 0 or sum(split) != num_heads:
             raise ValueError(f"group_split={group_split} must be two counts of heads that sum to num_heads={num_heads}")
-        if kernel_size < 1 or kernel_size % 2 == 0:
+        if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size} must be odd")
-        if window_size < 1:
-            raise ValueError(f"window_size={window_size} must be at least 1")
         head_dim = dim // num_heads
         local, pooled = (heads * head_dim for heads in group_split)
         self.local = AttnConv(dim, local, kernel_size, head_dim**-0.5, attn_drop, **dd) if local else None
@@ -256,12 +261,14 @@ class CloFormer(StagedModel):
         drop_path_rate: float = 0.0,
     ) -> None:
         check_args(
-            embed_dims=embed_dims,
-            num_heads=num_heads,
-            group_splits=group_splits,
-            depths=depths,
-            kernel_sizes=kernel_sizes,
-            window_sizes=window_sizes,
+            levels=dict(
+                embed_dims=embed_dims,
+                num_heads=num_heads,
+                group_splits=group_splits,
+                depths=depths,
+                kernel_sizes=kernel_sizes,
+                window_sizes=window_sizes,
+            ),
             in_chans=in_chans,
             num_classes=num_classes,
             global_pool=global_pool,
@@ -270,6 +277,10 @@ class CloFormer(StagedModel):
             proj_drop_rate=proj_drop_rate,
             drop_path_rate=drop_path_rate,
         )
+        if embed_dims[0] < 2:
+            raise ValueError(f"embed_dims={embed_dims} must begin with 2 or more: the stem has half as many channels")
+        if mlp_ratio * min(embed_dims) < 1:
+            raise ValueError(f"mlp_ratio={mlp_ratio} leaves no hidden channel of embed_dims={embed_dims}")
         if mlp_kernel_size < 1 or mlp_kernel_size % 2 == 0:
             raise ValueError(f"mlp_kernel_size={mlp_kernel_size} must be odd")
         dim = embed_dims[0]
