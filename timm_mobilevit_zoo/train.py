@@ -171,7 +171,9 @@ def train(
     accelerate = require("accelerate", "train")
     require("matplotlib", "train")
     _check_options(options)
-    if not torch.distributed.is_initialized():  # an earlier run in this process has left its settings
+    if not (
+        torch.distributed.is_available() and torch.distributed.is_initialized()
+    ):  # an earlier run in this process has left its settings
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
         accelerate.state.GradientState._reset_state()
     accelerator = accelerate.Accelerator(
