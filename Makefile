@@ -27,7 +27,7 @@ check: $(VENV)/.test
 	$(PY) -m pylint --disable=all --enable=similarities --min-similarity-lines=8 timm_mobilevit_zoo
 	$(PY) docs/generate.py --check
 
-hub table:
+hub table: $(VENV)/.test
 	$(PY) docs/generate.py
 
 docs: $(VENV)/.test
