@@ -6,7 +6,7 @@ pyramid is a direct child with a plain name: timm's feature wrappers cut the net
 a classifier's state dict loads into its `features_only` form key by key.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, TypeVar
 
@@ -25,13 +25,13 @@ STRIDES = (4, 8, 16, 32)  # image pixels per map cell at the end of stages 1 to 
 POOLS = ("", "avg", "max", "avgmax", "catavgmax", "fast", "fastavg", "fastmax", "fastavgmax", "fastcatavgmax")
 
 
-def check_args(*, levels: dict[str, Any] | None = None, **args: Any) -> None:
+def check_args(args: Mapping[str, Any], levels: Sequence[str] = ()) -> None:
     """Raise `ValueError` for a network that cannot be built, before any layer is.
 
     Args:
-        levels: The arguments that have one entry a stage, by name; an entry that is no tuple is a whole number from 1.
-        **args: Others by name. `in_chans` must be at least 1, `num_classes` at least 0, `global_pool` one of timm's
-            names, and a `..._rate` lies in [0, 1).
+        args: A constructor's arguments, its `locals()`. Of those here `in_chans` must be at least 1, `num_classes` at
+            least 0, `global_pool` one of timm's names, and a `..._rate` lies in [0, 1).
+        levels: Names of those that have one entry a stage; an entry that is no tuple is a whole number from 1.
 
     Raises:
         ValueError: Names the argument, its value and what would fit.
@@ -41,10 +41,11 @@ def check_args(*, levels: dict[str, Any] | None = None, **args: Any) -> None:
             raise ValueError(f"{name}={args[name]} must be at least {least}, a whole number")
     if "global_pool" in args and args["global_pool"] not in POOLS:
         raise ValueError(f"global_pool={args['global_pool']!r} is none of {', '.join(map(repr, POOLS))}")
-    for name, value in args.items():
-        if name.endswith("_rate") and not 0 <= value < 1:
-            raise ValueError(f"{name}={value} must be at least 0 and below 1")
-    for name, value in (levels or {}).items():
+    for name in args:
+        if name.endswith("_rate") and not 0 <= args[name] < 1:
+            raise ValueError(f"{name}={args[name]} must be at least 0 and below 1")
+    for name in levels:
+        value = args[name]
         if not isinstance(value, (tuple, list)) or len(value) != len(STRIDES):
             raise ValueError(f"{name}={value} needs {len(STRIDES)} entries, one a stage")
         for entry in value:
@@ -278,7 +279,7 @@ class StagedModel(nn.Module):
             ValueError: For a negative `num_classes` or a pooling that does not exist.
         """
         pool_type = self.global_pool.pool_type if global_pool is None else global_pool
-        check_args(num_classes=num_classes, global_pool=pool_type)
+        check_args({"num_classes": num_classes, "global_pool": pool_type})
         self.num_classes = num_classes
         self.global_pool = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type)).train(self.training)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()

@@ -53,8 +53,7 @@ class AttnConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.mix(self.qkv(x)).chunk(3, dim=1)  # (B, width, H, W) each
-        gate = torch.tanh(self.gate(q * k) * self.scale)
-        return self.gate_drop(gate) * v
+        return self.gate_drop(torch.tanh(self.gate(q * k) * self.scale)) * v
 
 
 class PartialAvgPool2d(nn.Module):
@@ -172,25 +171,23 @@ class CloAttention(nn.Module):
 
 
 class ConvFFN(nn.Module):
-    """Norm, 1x1, depthwise, 1x1, and a shortcut; with stride 2 it connects two stages and its shortcut halves the map.
+    """Norm, 1x1, depthwise 5x5, 1x1, and a shortcut; with stride 2, which its shortcut has too, it connects two stages.
 
     `(B, dim, H, W) -> (B, out_dim, ceil(H / stride), ceil(W / stride))`
     """
 
-    def __init__(
-        self, dim: int, out_dim: int, stride: int, mlp_ratio: float, kernel_size: int, drop: float, drop_path: float
-    ) -> None:
+    def __init__(self, dim: int, out_dim: int, stride: int, mlp_ratio: float, drop: float, drop_path: float) -> None:
         super().__init__()
-        hidden, padding = int(dim * mlp_ratio), kernel_size // 2
+        hidden = int(dim * mlp_ratio)
         self.norm = nn.GroupNorm(1, dim)
         self.fc1 = nn.Conv2d(dim, hidden, 1)
         self.act = nn.GELU()
-        self.dwconv = nn.Conv2d(hidden, hidden, kernel_size, stride, padding, groups=hidden)
+        self.dwconv = nn.Conv2d(hidden, hidden, 5, stride, 2, groups=hidden)
         self.drop1 = nn.Dropout(drop)
         self.fc2 = nn.Conv2d(hidden, out_dim, 1)
         self.drop2 = nn.Dropout(drop)
         self.drop_path = DropPath(drop_path)
-        halve = nn.Conv2d(dim, dim, kernel_size, stride, padding), nn.BatchNorm2d(dim), nn.Conv2d(dim, out_dim, 1)
+        halve = nn.Conv2d(dim, dim, 5, stride, 2), nn.BatchNorm2d(dim), nn.Conv2d(dim, out_dim, 1)
         self.shortcut = nn.Sequential(*halve) if stride > 1 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -229,7 +226,6 @@ class CloFormer(StagedModel):
         kernel_sizes: Side of AttnConv's depthwise convolution, in map cells.
         window_sizes: Side of the pooling window in front of keys and values, in map cells.
         mlp_ratio: Width of a ConvFFN's hidden layer, relative to the channels.
-        mlp_kernel_size: Side of a ConvFFN's depthwise convolution, in map cells.
         in_chans: Image channels.
         num_classes: Width of the classifier; 0 removes it.
         global_pool: timm's name of the pooling in front of the classifier.
@@ -251,7 +247,6 @@ class CloFormer(StagedModel):
         kernel_sizes: tuple[int, ...] = (3, 5, 7, 9),
         window_sizes: tuple[int, ...] = (8, 4, 2, 1),
         mlp_ratio: float = 4.0,
-        mlp_kernel_size: int = 5,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
@@ -260,32 +255,14 @@ class CloFormer(StagedModel):
         proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
-        check_args(
-            levels=dict(
-                embed_dims=embed_dims,
-                num_heads=num_heads,
-                group_splits=group_splits,
-                depths=depths,
-                kernel_sizes=kernel_sizes,
-                window_sizes=window_sizes,
-            ),
-            in_chans=in_chans,
-            num_classes=num_classes,
-            global_pool=global_pool,
-            drop_rate=drop_rate,
-            attn_drop_rate=attn_drop_rate,
-            proj_drop_rate=proj_drop_rate,
-            drop_path_rate=drop_path_rate,
-        )
+        check_args(locals(), ("embed_dims", "num_heads", "group_splits", "depths", "kernel_sizes", "window_sizes"))
         if embed_dims[0] < 2:
             raise ValueError(f"embed_dims={embed_dims} must begin with 2 or more: the stem has half as many channels")
         if mlp_ratio * min(embed_dims) < 1:
             raise ValueError(f"mlp_ratio={mlp_ratio} leaves no hidden channel of embed_dims={embed_dims}")
-        if mlp_kernel_size < 1 or mlp_kernel_size % 2 == 0:
-            raise ValueError(f"mlp_kernel_size={mlp_kernel_size} must be odd")
         dim = embed_dims[0]
         rates: Any = iter(calculate_drop_path_rates(drop_path_rate, sum(depths)))
-        ffn = partial(ConvFFN, mlp_ratio=mlp_ratio, kernel_size=mlp_kernel_size, drop=proj_drop_rate)
+        ffn = partial(ConvFFN, mlp_ratio=mlp_ratio, drop=proj_drop_rate)
 
         downsample: nn.Module = nn.Sequential(
             *_conv_norm_act(dim // 2, dim, 2),
