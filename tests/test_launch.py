@@ -1,6 +1,7 @@
 """`timm-mobilevit-zoo run` is python with the zoo's models: same arguments, exit status, signals and workers."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -23,8 +24,20 @@ def write(folder: Path, files: Mapping[str, str]) -> None:
         path.write_text(textwrap.dedent(text))
 
 
+def hear_interrupts() -> None:
+    # A shell starts background jobs, these tests perhaps, with SIGINT ignored, and children inherit that.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(cwd: Path, *args: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([*COMMAND, *args], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [*COMMAND, *args],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_interrupts if os.name == "posix" else None,
+    )
 
 
 def run(cwd: Path, *args: str) -> tuple[int, str, str]:
