@@ -1,13 +1,20 @@
 """Every module of the catalogue: any map, its shape kept, at home in timm's networks; and the same by other means."""
 
+import json
+from pathlib import Path
+
 import einops
+import numpy as np
 import pytest
 import timm
 import torch
+from safetensors import safe_open
 from torch import nn
+from zoo import author_weights
 
 from timm_mobilevit_zoo import attention
-from timm_mobilevit_zoo.attention import CloAttention
+from timm_mobilevit_zoo.attention import CloAttention, MobileViTAttention
+from timm_mobilevit_zoo.models import mobilevit_wide
 from timm_mobilevit_zoo.models.cloformer import PartialAvgPool2d
 
 every_module = pytest.mark.parametrize("name", attention.__all__)
@@ -100,6 +107,42 @@ def test_clo_attention_names_wrong_arguments(arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"dim": 0}, "dim=0 must be a whole number from 1"),
+        ({"transformer_dim": 0}, "transformer_dim=0 must be a whole number from 1"),
+        ({"patch_size": 2.0}, "patch_size=2.0 must be a whole number from 1"),
+        ({"depth": 0}, "depth=0 must be a whole number from 1"),
+        ({"mlp_dim": -1}, "mlp_dim=-1 must be a whole number from 1"),
+        ({"num_heads": 0}, "num_heads=0 must be a whole number from 1"),
+        ({"head_dim": "64"}, "head_dim=64 must be a whole number from 1"),
+        ({"kernel_size": 4}, "kernel_size=4 must be odd"),
+        ({"drop_path": [0.1]}, r"drop_path=\[0.1\] must be one rate, or one for each of depth=3 blocks"),
+    ],
+)
+def test_mobilevit_attention_names_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MobileViTAttention(**{"dim": 32, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"depths": (2, 2, 4, 3)}, "needs 3 entries, one for each of the last three stages"),
+        ({"transformer_dims": (60, 0, 96)}, r"transformer_dims=\(60, 0, 96\) needs whole numbers from 1"),
+        ({"stem_dims": (16,)}, r"stem_dims=\(16,\) must be two counts of channels"),
+        ({"stem_dims": (16, 0)}, r"stem_dims=\(16, 0\) must be two counts of channels"),
+        ({"num_features": 0}, "num_features=0 must be a whole number from 1"),
+        ({"expand_ratio": 0}, "expand_ratio=0 must be a whole number from 1"),
+        ({"patch_size": 0}, "patch_size=0 must be a whole number from 1"),
+    ],
+)
+def test_mobilevit_wide_names_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        timm.create_model("mobilevit_wide_xxs", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         ({"group_splits": (4, 4, 8, 16)}, "group_split=4 must be two counts"),
         ({"group_splits": ((3, 2), (2, 2), (4, 4), (4, 12))}, r"group_split=\(3, 2\) must be two counts"),
         ({"embed_dims": (30, 64, 128, 256)}, "dim=30 must be a multiple of num_heads=4"),
@@ -170,3 +213,64 @@ def test_exported_pooling_is_the_eager_one(size):
     torch.testing.assert_close(exported, pool(x))
     corner = x[:, :, 4 * ((size[0] - 1) // 4) :, 4 * ((size[1] - 1) // 4) :].mean((2, 3))
     torch.testing.assert_close(pool(x)[:, :, -1, -1], corner)
+
+
+def mobilevit_attention_again(module, x):
+    """The block's equations once more, in float64, with einops; for maps that the patch divides."""
+    module, x = module.double(), x.double()
+    p = module.patch_size
+    y = nn.functional.conv2d(
+        x, module.conv_kxk.weight, module.conv_kxk.bias, padding=module.conv_kxk.kernel_size[0] // 2
+    )
+    y = torch.einsum("oc,bchw->bohw", module.conv_1x1.weight[:, :, 0, 0], y) + module.conv_1x1.bias[:, None, None]
+    rows = y.shape[2] // p
+    y = einops.rearrange(y, "b d (r i) (c j) -> b (i j) (r c) d", i=p, j=p)
+    for block in module.transformer:
+        h = block.attn.num_heads
+        z = nn.functional.layer_norm(y, y.shape[-1:], block.norm1.weight, block.norm1.bias)
+        q, k, v = einops.rearrange(z @ block.attn.qkv.weight.T, "b p n (three h d) -> three b p h n d", three=3, h=h)
+        scores = torch.einsum("bphqd,bphkd->bphqk", q, k) / q.shape[-1] ** 0.5
+        z = torch.einsum("bphqk,bphkd->bphqd", scores.softmax(-1), v)
+        z = einops.rearrange(z, "b p h n d -> b p n (h d)")
+        y = y + z @ block.attn.proj.weight.T + block.attn.proj.bias
+        z = nn.functional.layer_norm(y, y.shape[-1:], block.norm2.weight, block.norm2.bias)
+        z = z @ block.mlp.fc1.weight.T + block.mlp.fc1.bias
+        y = y + (z * torch.sigmoid(z)) @ block.mlp.fc2.weight.T + block.mlp.fc2.bias
+    y = einops.rearrange(y, "b (i j) (r c) d -> b d (r i) (c j)", i=p, r=rows)
+    y = torch.einsum("oc,bchw->bohw", module.conv_proj.weight[:, :, 0, 0], y) + module.conv_proj.bias[:, None, None]
+    fusion = module.conv_fusion
+    return nn.functional.conv2d(torch.cat([x, y], 1), fusion.weight, fusion.bias, padding=fusion.kernel_size[0] // 2)
+
+
+@pytest.mark.parametrize(("patch_size", "size"), [(1, (5, 7)), (2, (8, 6)), (3, (9, 3)), (7, (14, 21))])
+def test_mobilevit_attention_computes_its_equations(patch_size, size):
+    torch.manual_seed(0)
+    module = MobileViTAttention(12, 20, 5, patch_size, depth=2, mlp_dim=33, num_heads=3, head_dim=8).eval()
+    x = torch.randn(2, 12, *size)
+    ours = module(x)
+    torch.testing.assert_close(ours.double(), mobilevit_attention_again(module, x), rtol=1e-5, atol=1e-6)
+
+
+def test_mobilevit_attention_resizes_what_the_patch_does_not_divide():
+    torch.manual_seed(0)
+    module = MobileViTAttention(12, 20, 3, 4, depth=1, mlp_dim=33, num_heads=3, head_dim=8).eval()
+    x = torch.randn(2, 12, 10, 13)
+    tokens = []
+    module.transformer.register_forward_pre_hook(lambda _, args: tokens.append(args[0]))
+    module(x)
+    inner = nn.functional.interpolate(module.conv_1x1(module.conv_kxk(x)), (12, 16), mode="bilinear")
+    expected = einops.rearrange(inner, "b d (r i) (c j) -> (b i j) (r c) d", i=4, j=4)
+    torch.testing.assert_close(tokens[0], expected)
+
+
+def test_mobilevit_attention_is_the_tutorials():
+    path = Path(__file__).parent / "golden" / "modules" / "MobileViTAttention.safetensors"
+    with safe_open(path, "pt") as recorded:
+        config, theirs = json.loads(recorded.metadata()["config"]), recorded.get_tensor("output")
+    sizes = [config[key] for key in ("in_channel", "dim", "kernel_size", "patch_size", "depth", "mlp_dim")]
+    module = MobileViTAttention(*sizes, num_heads=config["heads"], head_dim=config["head_dim"]).eval()
+    module.load_state_dict(mobilevit_wide.checkpoint_filter_fn(author_weights(path), module))
+    x = torch.tensor(np.random.RandomState(0).standard_normal(config["input"]), dtype=torch.float32)
+    error = ((module(x) - theirs).abs().max() / theirs.std()).item()
+    print(f"MobileViTAttention: {error:.1e} of a standard deviation")
+    assert error < 1e-4

@@ -4,5 +4,6 @@ Each is `Attn(dim, <keywords with defaults>, device=None, dtype=None)`, so it al
 """
 
 from .models.cloformer import CloAttention
+from .models.mobilevit_wide import MobileViTAttention
 
-__all__ = ["CloAttention"]
+__all__ = ["CloAttention", "MobileViTAttention"]

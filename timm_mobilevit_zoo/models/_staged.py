@@ -6,15 +6,16 @@ pyramid is a direct child with a plain name: timm's feature wrappers cut the net
 a classifier's state dict loads into its `features_only` form key by key.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 from timm.layers import SelectAdaptivePool2d, get_device_dtype
-from timm.models import build_model_with_cfg, checkpoint_seq
+from timm.models import build_model_with_cfg
 from timm.models._features import feature_take_indices  # the package's only private timm import
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 __all__ = ["Stage", "StagedModel", "Stem", "build_staged", "check_args"]
 
@@ -25,13 +26,14 @@ STRIDES = (4, 8, 16, 32)  # image pixels per map cell at the end of stages 1 to 
 POOLS = ("", "avg", "max", "avgmax", "catavgmax", "fast", "fastavg", "fastmax", "fastavgmax", "fastcatavgmax")
 
 
-def check_args(args: Mapping[str, Any], levels: Sequence[str] = ()) -> None:
+def check_args(args: Mapping[str, Any], levels: Sequence[str] = (), *, last_three: Sequence[str] = ()) -> None:
     """Raise `ValueError` for a network that cannot be built, before any layer is.
 
     Args:
         args: A constructor's arguments, its `locals()`. Of those here `in_chans` must be at least 1, `num_classes` at
             least 0, `global_pool` one of timm's names, and a `..._rate` lies in [0, 1).
         levels: Names of those that have one entry a stage; an entry that is no tuple is a whole number from 1.
+        last_three: Names of those that have one for each of the last three stages.
 
     Raises:
         ValueError: Names the argument, its value and what would fit.
@@ -44,10 +46,11 @@ def check_args(args: Mapping[str, Any], levels: Sequence[str] = ()) -> None:
     for name in args:
         if name.endswith("_rate") and not 0 <= args[name] < 1:
             raise ValueError(f"{name}={args[name]} must be at least 0 and below 1")
-    for name in levels:
+    for name in (*levels, *last_three):
         value = args[name]
-        if not isinstance(value, (tuple, list)) or len(value) != len(STRIDES):
-            raise ValueError(f"{name}={value} needs {len(STRIDES)} entries, one a stage")
+        count, which = (4, "one a stage") if name in levels else (3, "one for each of the last three stages")
+        if not isinstance(value, (tuple, list)) or len(value) != count:
+            raise ValueError(f"{name}={value} needs {count} entries, {which}")
         for entry in value:
             if not (isinstance(entry, (tuple, list)) or (isinstance(entry, int) and entry >= 1)):
                 raise ValueError(f"{name}={value} needs whole numbers from 1 in each stage")
@@ -88,6 +91,28 @@ class Stem(nn.Module):
         return self.layers(_check_image(x, self.in_chans, self.min_size))
 
 
+@contextmanager
+def _statistics_kept(block: nn.Module) -> Iterator[None]:
+    norms: list[Any] = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+    kept = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum, seen in kept:
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(seen)
+
+
+@torch.jit.ignore
+def _checkpoint(block: nn.Module, x: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():
+        return checkpoint(block, x, use_reentrant=False)
+    # Or else the second pass would update BatchNorm's running statistics again, as timm's `checkpoint_seq` does.
+    return checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(block)))
+
+
 class Stage(nn.Module):
     """One level of the pyramid: what brings the map to this resolution, then the blocks that work there.
 
@@ -105,7 +130,9 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint_seq(self.blocks, x)
+            for block in self.blocks:
+                x = _checkpoint(block, x)
+            return x
         return self.blocks(x)
 
 
@@ -124,6 +151,7 @@ class StagedModel(nn.Module):
         global_pool: timm's name of the pooling; `''` keeps the map, and the classifier works on each of its cells.
         drop_rate: Dropout before the classifier.
         num_features: Channels after `norm` where it changes them; 0 for `embed_dims[-1]`.
+        head_bias: Whether the classifier has a bias.
 
     Attributes:
         feature_info: For each level its channels (`num_chs`), stride (`reduction`) and child (`module`).
@@ -145,10 +173,12 @@ class StagedModel(nn.Module):
         drop_rate: float,
         stem_dim: int = 0,
         num_features: int = 0,
+        head_bias: bool = True,
     ) -> None:
         super().__init__()
         self.in_chans = in_chans
         self.num_classes = num_classes
+        self.head_bias = head_bias
         self.num_features = num_features or embed_dims[-1]
         levels = [(stem_dim, 2, "stem")] if stem_dim else []
         levels += [
@@ -165,7 +195,7 @@ class StagedModel(nn.Module):
         self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
         self.head_drop = nn.Dropout(drop_rate)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        self.head = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
+        self.head = nn.Linear(self.head_hidden_size, num_classes, head_bias) if num_classes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits, `(B, num_classes)`; without classifier the features; without pooling a map of either."""
@@ -283,7 +313,8 @@ class StagedModel(nn.Module):
         self.num_classes = num_classes
         self.global_pool = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type)).train(self.training)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        head = nn.Linear(self.head_hidden_size, num_classes, **get_device_dtype(self)) if num_classes else nn.Identity()
+        dd = get_device_dtype(self)
+        head = nn.Linear(self.head_hidden_size, num_classes, self.head_bias, **dd) if num_classes else nn.Identity()
         self.head = head.train(self.training)
 
     @torch.jit.ignore

@@ -1,0 +1,380 @@
+"""MobileViT as the tutorials have it: wide attention in a small convolutional network.
+
+A MobileViT block looks at a map twice: convolutions see each position's neighbours, and a transformer lets all those
+positions attend to each other that lie at the same place of their patch. Since a convolution has mixed each patch
+before, a position indirectly sees the whole map. Between the blocks, inverted residuals halve the map.
+
+The attention has 8 heads of 64 channels however wide the tokens are, hence the name: most parameters sit there.
+
+Paper: MobileViT: Light-weight, General-purpose, and Mobile-friendly Vision Transformer (2021),
+    https://arxiv.org/abs/2110.02178
+Code: https://github.com/xmu-xiaoma666/External-Attention-pytorch, commit d75848e (MIT), which is widely copied. It is
+    not by the paper's authors.
+
+Changes from that code, which cannot run as published:
+    * the depthwise convolution of an inverted residual has the stride it is given; there it is 1 in every block, and
+      the map never shrinks;
+    * the last map is averaged whole; there the pooling window fits one image size, and the classifier does not take
+      what it leaves;
+    * a map that the patch does not divide is resized to the next multiple for the transformer and back, as timm's
+      MobileViT does, so any image size works; there 224 px, its own default, gives a 7 x 7 map and fails.
+A checkpoint of a repaired copy loads, since none of these repairs has parameters.
+
+How it differs from Apple's MobileViT, the paper's, which timm has as `mobilevit_xxs`, `mobilevit_xs`, `mobilevit_s`:
+    =====================  ===========================================  ============================================
+                           here                                         Apple's
+    =====================  ===========================================  ============================================
+    attention              8 heads of 64, `qkv` without bias            4 heads of a quarter of the width, with bias
+    tokens (XXS)           60, 80, 96 wide                              64, 80, 96 wide
+    MLP, relative          2, 4, 4                                      2
+    convolutions in block  bare, with bias                              BatchNorm and SiLU, all but the one to tokens
+    after the transformer  nothing                                      LayerNorm
+    inverted residual      expansion 4; SiLU before the last BatchNorm  expansion 2 (XXS) or 4; the last 1x1 is linear
+    classifier             without bias                                 with bias
+    parameters (XXS)       2.77 M                                       1.27 M
+    =====================  ===========================================  ============================================
+Weights of the one do not fit the other. To use published MobileViT weights, take timm's.
+
+There are no published weights of this network.
+
+Shapes: B batch, C channels, H x W map, D token width, p patch side, P = p * p places in a patch, N patches, h heads.
+"""
+
+import re
+from functools import partial
+from typing import Any
+
+import torch
+from timm.layers import Attention, DropPath, Mlp, calculate_drop_path_rates
+from timm.models import generate_default_cfgs, register_model
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from ._cfg import imagenet_cfg
+from ._staged import Stage, StagedModel, build_staged, check_args
+
+__all__ = ["MobileViTAttention", "MobileViTWide"]
+
+
+def _check_sizes(given: dict[str, Any], names: tuple[str, ...]) -> None:
+    for name in names:
+        if not isinstance(given[name], int) or given[name] < 1:
+            raise ValueError(f"{name}={given[name]} must be a whole number from 1")
+
+
+@torch.fx.wrap  # a leaf for fx tracers: it branches on sizes
+def _resize(x: Tensor, height: int, width: int) -> Tensor:
+    # Bilinear resizing to the same size changes nothing; graphs that are to serve any size always have it.
+    same = not torch.jit.is_tracing() and not torch.compiler.is_compiling() and x.shape[2:] == (height, width)
+    if same:
+        return x
+    return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
+
+
+class TransformerBlock(nn.Module):
+    """Attention and MLP, each behind a LayerNorm and beside a shortcut. `(B, N, D) -> (B, N, D)`."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        head_dim: int,
+        mlp_dim: int,
+        attn_drop: float,
+        proj_drop: float,
+        drop_path: float,
+        device: Any,
+        dtype: Any,
+    ) -> None:
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, **dd)
+        self.attn = Attention(dim, num_heads, attn_head_dim=head_dim, attn_drop=attn_drop, proj_drop=proj_drop, **dd)
+        self.norm2 = nn.LayerNorm(dim, **dd)
+        self.mlp = Mlp(dim, mlp_dim, act_layer=nn.SiLU, drop=proj_drop, **dd)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class MobileViTAttention(nn.Module):
+    """Convolution, transformer over patches, fusion with the input. `(B, C, H, W) -> (B, C, H, W)`, any H and W.
+
+    Order, meaning and defaults of the arguments are the tutorial's. Tokens are positions, not patches: those at the
+    same place of their patch form one sequence of N tokens, and there are P sequences.
+
+    Args:
+        dim: Channels `C` of the map.
+        transformer_dim: Width `D` of a token, in channels.
+        kernel_size: Side of the first and of the last convolution, odd, in map cells.
+        patch_size: Side `p` of a patch, in map cells. A map that it does not divide is resized to the next multiple for
+            the transformer.
+        depth: Transformer blocks.
+        mlp_dim: Width of their MLP's hidden layer, in channels.
+        num_heads: Attention heads `h`.
+        head_dim: Channels of one head; `h * head_dim` need not be the width of a token.
+        attn_drop: Dropout on the softmax map.
+        proj_drop: Dropout after the attention's projection and in the MLP.
+        drop_path: Stochastic depth of the transformer blocks, one rate for all or one each.
+        device: Where to create the parameters.
+        dtype: Type of the parameters.
+
+    Raises:
+        ValueError: For a size below 1, an even kernel, or rates that are not one for each block.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        transformer_dim: int = 512,
+        kernel_size: int = 3,
+        patch_size: int = 7,
+        depth: int = 3,
+        mlp_dim: int = 1024,
+        num_heads: int = 8,
+        head_dim: int = 64,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        drop_path: float | list[float] = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        given = dict(locals())
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        for name in (
+            "dim",
+            "transformer_dim",
+            "kernel_size",
+            "patch_size",
+            "depth",
+            "mlp_dim",
+            "num_heads",
+            "head_dim",
+        ):
+            if not isinstance(given[name], int) or given[name] < 1:
+                raise ValueError(f"{name}={given[name]} must be a whole number from 1")
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size={kernel_size} must be odd")
+        rates = drop_path if isinstance(drop_path, list) else [drop_path] * depth
+        if len(rates) != depth:
+            raise ValueError(f"drop_path={drop_path} must be one rate, or one for each of depth={depth} blocks")
+        self.patch_size = patch_size
+        self.conv_kxk = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, **dd)
+        self.conv_1x1 = nn.Conv2d(dim, transformer_dim, 1, **dd)
+        block = partial(TransformerBlock, transformer_dim, num_heads, head_dim, mlp_dim, attn_drop, proj_drop)
+        self.transformer = nn.Sequential(*[block(rate, **dd) for rate in rates])
+        self.conv_proj = nn.Conv2d(transformer_dim, dim, 1, **dd)
+        self.conv_fusion = nn.Conv2d(2 * dim, dim, kernel_size, padding=kernel_size // 2, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        H, W, p = x.shape[2], x.shape[3], self.patch_size
+        rows, columns = (H + p - 1) // p, (W + p - 1) // p
+        y = _resize(self.conv_1x1(self.conv_kxk(x)), rows * p, columns * p)
+        B, D = y.shape[:2]
+        # One small map for each place in a patch. Slices, since graphs for any size cannot split a side in two.
+        y = torch.stack([y[:, :, i // p :: p, i % p :: p] for i in range(p * p)], dim=1)  # (B, P, D, rows, columns)
+        y = self.transformer(y.flatten(3).transpose(2, 3).flatten(0, 1))  # (B P, N, D)
+        y = y.transpose(1, 2).reshape(B, p, p, D, rows * columns).permute(0, 3, 1, 4, 2)  # (B, D, p, N, p)
+        y = y.reshape(B, D, p, rows, columns * p).transpose(2, 3).reshape(B, D, rows * p, columns * p)
+        y = self.conv_proj(_resize(y, H, W))
+        return self.conv_fusion(torch.cat([x, y], dim=1))
+
+
+class InvertedResidual(nn.Module):
+    """1x1, depthwise 3x3, 1x1, and a shortcut where the shape is kept. `(B, dim, H, W) -> (B, out_dim, ceil, ceil)`."""
+
+    def __init__(self, dim: int, out_dim: int, stride: int, expand_ratio: int) -> None:
+        super().__init__()
+        hidden = dim * expand_ratio
+        self.has_shortcut = stride == 1 and dim == out_dim
+        self.layers = nn.Sequential(
+            nn.Conv2d(dim, hidden, 1, bias=False),
+            nn.BatchNorm2d(hidden),
+            nn.SiLU(),
+            nn.Conv2d(hidden, hidden, 3, stride, 1, groups=hidden, bias=False),
+            nn.BatchNorm2d(hidden),
+            nn.SiLU(),
+            nn.Conv2d(hidden, out_dim, 1, bias=False),
+            nn.SiLU(),
+            nn.BatchNorm2d(out_dim),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x) if self.has_shortcut else self.layers(x)
+
+
+def _conv_norm_act(dim: int, out_dim: int, kernel_size: int, stride: int) -> nn.Sequential:
+    conv = nn.Conv2d(dim, out_dim, kernel_size, stride, kernel_size // 2)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_dim), nn.SiLU())
+
+
+class MobileViTWide(StagedModel):
+    """Four levels at strides 4, 8, 16, 32 behind a stem at stride 2; the last three have a MobileViT block.
+
+    Args:
+        stem_dims: Channels after the first convolution and after the first inverted residual, both at stride 2.
+        embed_dims: Channels of each stage.
+        transformer_dims: Width of a token in the last three stages.
+        num_features: Channels of the 1x1 convolution in front of the pooling.
+        depths: Transformer blocks in the last three stages.
+        mlp_ratios: Width of their MLP's hidden layer, relative to the tokens.
+        num_heads: Attention heads.
+        head_dim: Channels of one head.
+        patch_size: Side of a patch, in map cells.
+        expand_ratio: Width of an inverted residual's hidden layer, relative to its input.
+        in_chans: Image channels.
+        num_classes: Width of the classifier; 0 removes it.
+        global_pool: timm's name of the pooling in front of the classifier.
+        drop_rate: Dropout before the classifier.
+        attn_drop_rate: Dropout on softmax maps.
+        proj_drop_rate: Dropout after the attention's projections and in MLPs.
+        drop_path_rate: Stochastic depth of the last transformer block; it grows linearly from 0.
+
+    Raises:
+        ValueError: Names an argument that cannot be built, its value and what would fit.
+    """
+
+    def __init__(
+        self,
+        stem_dims: tuple[int, int],
+        embed_dims: tuple[int, ...],
+        transformer_dims: tuple[int, ...],
+        num_features: int,
+        depths: tuple[int, ...] = (2, 4, 3),
+        mlp_ratios: tuple[int, ...] = (2, 4, 4),
+        num_heads: int = 8,
+        head_dim: int = 64,
+        patch_size: int = 2,
+        expand_ratio: int = 4,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        given = dict(locals())
+        check_args(given, ("embed_dims",), last_three=("transformer_dims", "depths", "mlp_ratios"))
+        if len(stem_dims) != 2 or min(stem_dims) < 1:
+            raise ValueError(f"stem_dims={stem_dims} must be two counts of channels")
+        _check_sizes(given, ("num_features", "expand_ratio"))
+        rates: Any = calculate_drop_path_rates(drop_path_rate, sum(depths))
+        residual = partial(InvertedResidual, expand_ratio=expand_ratio)
+
+        dim = embed_dims[0]
+        stages = [Stage(residual(stem_dims[1], dim, 2), [residual(dim, dim, 1), residual(dim, dim, 1)])]
+        for level in range(3):
+            width, depth, out_dim = transformer_dims[level], depths[level], embed_dims[level + 1]
+            block = MobileViTAttention(
+                out_dim,
+                width,
+                patch_size=patch_size,
+                depth=depth,
+                mlp_dim=width * mlp_ratios[level],
+                num_heads=num_heads,
+                head_dim=head_dim,
+                attn_drop=attn_drop_rate,
+                proj_drop=proj_drop_rate,
+                drop_path=[rates.pop(0) for _ in range(depth)],
+            )
+            stages.append(Stage(residual(dim, out_dim, 2), [block]))
+            dim = out_dim
+        super().__init__(
+            stem=nn.Sequential(_conv_norm_act(in_chans, stem_dims[0], 3, 2), residual(*stem_dims, 1)),
+            stages=stages,
+            norm=_conv_norm_act(dim, num_features, 1, 1),
+            embed_dims=embed_dims,
+            stem_dim=stem_dims[1],
+            num_features=num_features,
+            in_chans=in_chans,
+            num_classes=num_classes,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+            head_bias=False,
+        )
+
+
+# Weights: the tutorial's names on the left. A stand-alone block's (`conv1.weight`) are those of a block in a network.
+_RENAMES: tuple[tuple[str, Any], ...] = (
+    (r"^conv1\.(\d)\.", r"stem.layers.0.\1."),
+    (r"^mv2\.0\.conv\.", "stem.layers.1.layers."),
+    (r"^mv2\.1\.conv\.", "stage1.downsample.layers."),
+    (r"^mv2\.([23])\.conv\.", lambda m: f"stage1.blocks.{int(m[1]) - 2}.layers."),
+    (r"^mv2\.([456])\.conv\.", lambda m: f"stage{int(m[1]) - 2}.downsample.layers."),
+    (r"^m_vits\.(\d)\.", lambda m: f"stage{int(m[1]) + 2}.blocks.0."),
+    (r"^conv2\.(\d)\.", r"norm.\1."),
+    (r"^fc\.", "head."),
+    (r"(^|\.)conv1\.(weight|bias)$", r"\1conv_kxk.\2"),
+    (r"(^|\.)conv2\.(weight|bias)$", r"\1conv_1x1.\2"),
+    (r"(^|\.)conv3\.(weight|bias)$", r"\1conv_proj.\2"),
+    (r"(^|\.)conv4\.(weight|bias)$", r"\1conv_fusion.\2"),
+    (r"(^|\.)trans\.layers\.(\d+)\.0\.ln\.", r"\1transformer.\2.norm1."),
+    (r"(^|\.)trans\.layers\.(\d+)\.0\.fn\.to_qkv\.", r"\1transformer.\2.attn.qkv."),
+    (r"(^|\.)trans\.layers\.(\d+)\.0\.fn\.to_out\.0\.", r"\1transformer.\2.attn.proj."),
+    (r"(^|\.)trans\.layers\.(\d+)\.1\.ln\.", r"\1transformer.\2.norm2."),
+    (r"(^|\.)trans\.layers\.(\d+)\.1\.fn\.net\.0\.", r"\1transformer.\2.mlp.fc1."),
+    (r"(^|\.)trans\.layers\.(\d+)\.1\.fn\.net\.3\.", r"\1transformer.\2.mlp.fc2."),
+)
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """Translate the tutorial's checkpoint, of a network or of one block; one of ours passes through unchanged."""
+    state_dict = state_dict.get("model", state_dict)
+    out = {}
+    for key, value in state_dict.items():
+        for pattern, ours in _RENAMES:
+            key = re.sub(pattern, ours, key)
+        out[key] = value
+    return out
+
+
+_cfg = partial(
+    imagenet_cfg,
+    input_size=(3, 256, 256),
+    pool_size=(8, 8),
+    first_conv="stem.layers.0.0",
+    license="mit",
+    paper_ids="arXiv:2110.02178",
+    paper_name="MobileViT: Light-weight, General-purpose, and Mobile-friendly Vision Transformer",
+    origin_url="https://github.com/xmu-xiaoma666/External-Attention-pytorch",
+)
+default_cfgs = generate_default_cfgs(
+    {
+        "mobilevit_wide_xxs.untrained": _cfg(),
+        "mobilevit_wide_xs.untrained": _cfg(),
+        "mobilevit_wide_s.untrained": _cfg(),
+    }
+)
+
+_create = partial(build_staged, MobileViTWide, checkpoint_filter_fn)
+
+
+@register_model
+def mobilevit_wide_xxs(pretrained: bool = False, **kwargs: Any) -> MobileViTWide:
+    """The tutorials' MobileViT-XXS."""
+    args: dict[str, Any] = dict(
+        stem_dims=(16, 16), embed_dims=(24, 48, 64, 80), transformer_dims=(60, 80, 96), num_features=320
+    )
+    return _create("mobilevit_wide_xxs", pretrained, **args | kwargs)
+
+
+@register_model
+def mobilevit_wide_xs(pretrained: bool = False, **kwargs: Any) -> MobileViTWide:
+    """The tutorials' MobileViT-XS."""
+    args: dict[str, Any] = dict(
+        stem_dims=(16, 32), embed_dims=(48, 64, 80, 96), transformer_dims=(96, 120, 144), num_features=384
+    )
+    return _create("mobilevit_wide_xs", pretrained, **args | kwargs)
+
+
+@register_model
+def mobilevit_wide_s(pretrained: bool = False, **kwargs: Any) -> MobileViTWide:
+    """The tutorials' MobileViT-S."""
+    args: dict[str, Any] = dict(
+        stem_dims=(16, 32), embed_dims=(64, 96, 128, 160), transformer_dims=(144, 192, 240), num_features=640
+    )
+    return _create("mobilevit_wide_s", pretrained, **args | kwargs)
