@@ -381,7 +381,8 @@ def _create_student(options: dict[str, Any], num_classes: int) -> Any:
     cfg = timm.get_pretrained_cfg(options["model"]) if ":" not in options["model"] else None
     if options["checkpoint"]:
         weights = timm.models.load_state_dict(options["checkpoint"])
-        head = weights.get(f"{cfg.classifier}.weight") if cfg else None
+        classifier = cfg.classifier if cfg else None  # one name, or several of a model with several heads
+        head = weights.get(f"{classifier if isinstance(classifier, str) else classifier[0]}.weight") if cfg else None
         told = {} if head is None else {"num_classes": head.shape[0]}  # else timm takes it for an ImageNet classifier
         extra["pretrained_cfg_overlay"] = {"file": options["checkpoint"], **told}
     if cfg is not None and cfg.fixed_input_size:  # a plain ViT's positions are made for one size
@@ -434,6 +435,17 @@ def _create_task(student: Any, criterion: nn.Module, labels: list[str], options:
     taught = list(teacher.pretrained_cfg.get("label_names") or labels)
     if taught != labels:
         raise ValueError(f"teacher={name!r} knows other classes, or in another order: {taught}, not {labels}")
+    side, taught_side = (m.pretrained_cfg["input_size"][1:] for m in (student, teacher))
+    if teacher.pretrained_cfg.get("fixed_input_size") and tuple(side) != tuple(taught_side):
+        raise ValueError(
+            f"teacher={name!r} takes images of {' x '.join(map(str, taught_side))} pixels only, the student's have "
+            f"{' x '.join(map(str, side))}: set img_size"
+        )
+    if options["distill"] == "token" and not hasattr(student, "set_distilled_training"):
+        raise ValueError(
+            f"distill='token' needs a model with a distillation token, deit_nano_distilled_patch4_32 for one; "
+            f"model={options['model']!r} has none"
+        )
     if student.in_chans == 1:
         teacher.pretrained_cfg.update(_grey(teacher.pretrained_cfg))
     teacher.requires_grad_(False)

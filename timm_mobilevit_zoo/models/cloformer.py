@@ -12,7 +12,7 @@ Changes from the authors' code:
     * a level ends before the strided ConvFFN, which opens the next stage; `checkpoint_filter_fn` maps their numbering;
     * partial pooling windows are averaged over the cells they have, so any image size works; where the map divides by
       the window the numbers are theirs;
-    * `BatchNorm2d` instead of `SyncBatchNorm`: the same parameters, and no process group needed.
+    * `BatchNorm2d` instead of `SyncBatchNorm`, which TorchScript cannot compile: the same parameters.
 
 There are no published weights. The paper's FLOPs (0.6, 1.1, 2.0 G) fit a depthwise convolution in the strided shortcut,
 its parameter counts the dense one that the code has: this file follows the code and measures 0.661, 1.219 and 2.170
