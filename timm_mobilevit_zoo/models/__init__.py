@@ -1,3 +1,4 @@
 """One line a family: importing it registers its models with timm."""
 
 from . import cloformer as cloformer
+from . import vit32 as vit32
