@@ -1,4 +1,5 @@
 """One line a family: importing it registers its models with timm."""
 
 from . import cloformer as cloformer
+from . import deit32 as deit32
 from . import vit32 as vit32
