@@ -3,4 +3,5 @@
 from . import cloformer as cloformer
 from . import deit32 as deit32
 from . import hybrid32 as hybrid32
+from . import swin32 as swin32
 from . import vit32 as vit32
