@@ -36,16 +36,16 @@ def variants() -> list[str]:
 
 def _build(variant: str, **kwargs: Any) -> Any:
     with torch.device("meta"):
-        return timm.create_model(variant.partition(".")[0], **kwargs).eval()
+        return timm.create_model(variant, **kwargs).eval()  # with its tag, so with that config's size and classes
 
 
 def _params(variant: str) -> int:
-    return sum(p.numel() for p in _build(variant, num_classes=1000).parameters())
+    return sum(p.numel() for p in _build(variant).parameters())
 
 
 def _gmacs(variant: str, input_size: tuple[int, int, int]) -> float:
     image = torch.zeros(1, *input_size, device="meta")
-    model = _build(variant, num_classes=1000, in_chans=input_size[0])
+    model = _build(variant)
     # The plain attention kernel: each of its two matrix products is counted on every version of torch.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(image)
@@ -60,6 +60,7 @@ def _hub_config(variant: str) -> dict[str, Any]:
     return {
         "architecture": cfg.architecture,
         "tag": cfg.tag,
+        "num_classes": cfg.num_classes,
         "params": _params(variant),
         "gmacs": _gmacs(variant, cfg.input_size),
         "input_size": cfg.input_size,
@@ -92,14 +93,16 @@ def _source(config: dict[str, Any]) -> str:
 
 
 def _row(variant: str, config: dict[str, Any]) -> list[str]:
-    levels = _build(variant, features_only=True).feature_info.channels()
+    levels = _build(variant, features_only=True).feature_info
     published, repo_id = config["published"], config["hub"]["repo_id"]
     return [
         f"`{Path(_file_name(variant)).stem}`",
         f"{config['params'] / 1e6:.2f}",
         f"{config['gmacs']:.3f}",
         " x ".join(map(str, config["input_size"][1:])),
-        "-".join(map(str, levels)),
+        str(config["num_classes"]),
+        "-".join(map(str, levels.channels())),
+        "-".join(map(str, levels.reduction())),
         f"{published['imagenet_1k_top1']:.1f}" if published else "",
         f"`{repo_id}`" if repo_id else "none published",
         _source(config),
@@ -107,8 +110,9 @@ def _row(variant: str, config: dict[str, Any]) -> list[str]:
 
 
 def _table(configs: dict[str, dict[str, Any]]) -> str:
-    header = ["name", "params (M)", "GMACs", "image", "channels", "top-1, %: the authors' claim", "weights", "source"]
-    align = ["---", "---:", "---:", "---:", "---", "---:", "---", "---"]
+    header = ["name", "params (M)", "GMACs", "image", "classes", "channels", "strides"]
+    header += ["top-1, %: the authors' claim", "weights", "source"]
+    align = ["---", "---:", "---:", "---:", "---:", "---", "---", "---:", "---", "---"]
     rows = [header, align, *(_row(variant, config) for variant, config in configs.items())]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 

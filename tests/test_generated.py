@@ -28,7 +28,8 @@ def test_hub_config_tells_the_model(path):
     config = json.loads(path.read_text(encoding="utf-8"))
     name = config["architecture"]
     assert path.stem in (name, f"{name}.{config['tag']}")
-    model = timm.create_model(name, num_classes=1000)
+    model = timm.create_model(f"{name}.{config['tag']}")
+    assert config["num_classes"] == model.num_classes
     assert config["params"] == sum(p.numel() for p in model.parameters())
     cfg = timm.get_pretrained_cfg(f"{name}.{config['tag']}")
     for field in ("input_size", "mean", "std"):

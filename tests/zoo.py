@@ -6,11 +6,13 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pytest
 import timm
 import torch
 from safetensors import safe_open
 
 import timm_mobilevit_zoo  # noqa: F401
+from timm_mobilevit_zoo.models._staged import StagedModel
 
 NAMES = [
     name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("timm_mobilevit_zoo.")
@@ -22,15 +24,61 @@ def family(name):
     return timm.model_entrypoint(name).__module__
 
 
+def _is_staged(name):
+    with torch.device("meta"):
+        return isinstance(timm.create_model(name), StagedModel)
+
+
 # Slow checks take the first variant of each family: its file lists them smallest first, ablations after.
 FIRST = [next(iter(importlib.import_module(f).default_cfgs)) for f in sorted(set(map(family, NAMES)))]
+STAGED = [name for name in NAMES if _is_staged(name)]
+FIXED = [name for name in NAMES if timm.get_pretrained_cfg(name).fixed_input_size]
+
+
+def limits(name):
+    """What the file of a model says that it cannot do: the names of tests, each with the reason."""
+    return getattr(importlib.import_module(family(name)), "limits", {})
+
+
+def _decorator(names):
+    def decorate(test):
+        def marks(name):
+            reason = limits(name).get(test.__name__)
+            return pytest.mark.xfail(strict=True, reason=reason) if reason else ()
+
+        return pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in names])(test)
+
+    return decorate
+
+
+# Decorators. A test must fail for a model whose file declares it as a limit, so that no limit outlives its reason.
+every_name, every_first, every_staged, every_fixed = map(_decorator, (NAMES, FIRST, STAGED, FIXED))
+every_staged_first = _decorator([name for name in FIRST if name in STAGED])
+
+
+def create(name, **kwargs):
+    torch.manual_seed(0)
+    return timm.create_model(name, **kwargs).eval()
+
+
+def close(a, b, tolerance=1e-5):
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def sizes(name):
+    """The image sizes that tests use: the model's own where it has one, else odd ones and even ones."""
+    return [timm.get_pretrained_cfg(name).input_size[1:]] if name in FIXED else [(75, 101), (64, 96)]
+
+
+def own_image(name, **kwargs):
+    return image(*sizes(name)[0], **kwargs)
 
 
 def image(height=64, width=96, batch=2, chans=3):
     return torch.rand(batch, chans, height, width, generator=torch.Generator().manual_seed(0))
 
 
-def seeded(key, shape):
+def seeded(key, shape, gain=1.0):
     """A tensor that depends on its key and shape alone, by the rule that the recordings were made with."""
     if key.endswith("num_batches_tracked"):
         return torch.zeros(shape, dtype=torch.int64)
@@ -42,7 +90,7 @@ def seeded(key, shape):
     elif len(shape) == 1:
         x = 1 + 0.1 * x if key.endswith("weight") else 0.1 * x
     else:
-        x = x / np.sqrt(np.prod(shape[1:]))
+        x = gain * x / np.sqrt(np.prod(shape[1:]))
     return torch.tensor(x, dtype=torch.float32)
 
 
@@ -53,5 +101,5 @@ def recorded_image(size):
 def author_weights(path):
     """The seeded state dict, in the authors' layout, that a recording was made with."""
     with safe_open(path, "pt") as golden:
-        shapes = json.loads(golden.metadata()["author_state_dict"])
-    return {key: seeded(key, shape) for key, shape in shapes.items()}
+        shapes, gain = json.loads(golden.metadata()["author_state_dict"]), float(golden.metadata().get("gain", 1))
+    return {key: seeded(key, shape, gain) for key, shape in shapes.items()}

@@ -342,9 +342,12 @@ def _strict(filter_fn: FilterFn[ModelT]) -> FilterFn[ModelT]:
 
     def checked(state_dict: dict[str, Any], model: ModelT) -> dict[str, Tensor]:
         out = filter_fn(state_dict, model)
+        cfg: Any = model.pretrained_cfg
+        classifiers = cfg["classifier"]  # one name or, as DeiT has, several
+        heads = tuple(f"{name}." for name in ([classifiers] if isinstance(classifiers, str) else classifiers))
         wrong = {
-            "missing": sorted(k for k in model.state_dict().keys() - out.keys() if not k.startswith("head.")),
-            "unexpected": sorted(k for k in out.keys() - model.state_dict().keys() if not k.startswith("head.")),
+            "missing": sorted(k for k in model.state_dict().keys() - out.keys() if not k.startswith(heads)),
+            "unexpected": sorted(k for k in out.keys() - model.state_dict().keys() if not k.startswith(heads)),
         }
         if any(wrong.values()):
             shown = "; ".join(f"{len(k)} {name}: {', '.join(k[:5])}" for name, k in wrong.items() if k)
