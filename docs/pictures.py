@@ -5,6 +5,7 @@ The one of distillation is drawn by `distill_digits.py`, from what it measured.
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,35 @@ def mobilevit_block(path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-PICTURES: dict[str, Callable[[Path], None]] = {"mobilevit-block": mobilevit_block}
+def _attention_over_a_digit(path: Path, model: str, digit: str, **options: Any) -> None:
+    """Train a model on digits and draw what it attends to over one that it has not seen."""
+    from timm_mobilevit_zoo.demo import write_digits
+    from timm_mobilevit_zoo.maps import draw_file
+    from timm_mobilevit_zoo.train import train
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_digits(f"{folder}/digits")
+        common: dict[str, Any] = dict(crop_pct=1.0, scale=(0.7, 1.0), hflip=0.0, color_jitter=0.0, workers=0)
+        train(f"{folder}/digits", model=model, output=f"{folder}/run", **common | options)
+        image = min(Path(folder, "digits", "val", digit).iterdir())
+        draw_file(f"{folder}/run", str(image), output=str(path), overwrite=True)
+
+
+def cloformer_attnconv(path: Path) -> None:
+    """Draw the gates and the pooled attention of a CloFormer that was trained on digits of 64 x 64 pixels."""
+    _attention_over_a_digit(path, "cloformer_xxs", "3", img_size=64, epochs=10)
+
+
+def vit_from_scratch(path: Path) -> None:
+    """Draw the class token's attention and the roll-out of a ViT that was trained on digits of 32 x 32 pixels."""
+    _attention_over_a_digit(path, "vit_nano_patch4_32", "3", img_size=32, epochs=30, lr=3e-3)
+
+
+PICTURES: dict[str, Callable[[Path], None]] = {
+    "mobilevit-block": mobilevit_block,
+    "cloformer-attnconv": cloformer_attnconv,
+    "vit-from-scratch": vit_from_scratch,
+}
 
 
 def main() -> None:
