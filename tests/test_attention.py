@@ -178,7 +178,7 @@ def clo_attention_again(module, x, heads, split, window):
         gate = project(local.gate[2], hidden * torch.sigmoid(hidden))
         branches.append(torch.tanh(gate / d**0.5) * v)
     if split[1]:
-        pooled = module.pooled
+        pooled = module.pooled_attn
         cells = [
             x[:, :, i : i + window, j : j + window].mean((2, 3))
             for i in range(0, H, window)

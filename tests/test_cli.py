@@ -54,7 +54,7 @@ def test_help_tells_every_option(capsys):
     assert "(default: 0.001)" in out
     assert "None" not in out
     code, out, _ = call(capsys, "--help")
-    assert all(command in out for command in ("train", "predict", "demo", "run"))
+    assert all(command in out for command in ("train", "predict", "maps", "demo", "run"))
 
 
 def test_version(capsys):

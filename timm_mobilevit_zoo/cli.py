@@ -72,6 +72,13 @@ def _predict(model: str, images: list[str], as_json: bool, **args: Any) -> int:
     return 1 if any("error" in result for result in results) else 0
 
 
+def _maps(**args: Any) -> int:
+    from .maps import draw_file
+
+    draw_file(**args)
+    return 0
+
+
 def _demo(**args: Any) -> int:
     from .demo import demo
 
@@ -88,7 +95,7 @@ def _say(line: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from . import __version__, demo, predict, train
+    from . import __version__, demo, maps, predict, train
 
     parser = argparse.ArgumentParser(
         prog="timm-mobilevit-zoo", description="Light-weight vision transformers for timm."
@@ -104,6 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     one.add_argument("--json", dest="as_json", action="store_true", help="print JSON")
     _add_options(one, predict.predict, leave_out=("model", "images"))
+
+    _add_options(_add_command(commands, "maps", _maps, maps.draw_file), maps.draw_file)
 
     _add_options(_add_command(commands, "demo", _demo, demo.demo), demo.demo)
 

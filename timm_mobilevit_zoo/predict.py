@@ -13,11 +13,13 @@ from ._data import read_image
 __all__ = ["load", "predict"]
 
 
-def load(model: str) -> Any:
+def load(model: str, *, pretrained: bool = True, **kwargs: Any) -> Any:
     """Return a trained model in eval mode.
 
     Args:
         model: Folder that `train` left (`config.json`, `model.safetensors`), or a name that timm creates with weights.
+        pretrained: Give a name its weights; a folder always gives its own.
+        **kwargs: More arguments of `timm.create_model`.
 
     Raises:
         FileNotFoundError: For what looks like a folder but holds no `config.json`.
@@ -25,12 +27,12 @@ def load(model: str) -> Any:
     """
     folder = Path(model)
     if (folder / "config.json").is_file():
-        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        return timm.create_model(f"local-dir:{folder}", pretrained=True, **kwargs).eval()
     if folder.exists() or "/" in model.partition(":")[0]:
         raise FileNotFoundError(f"model={model!r} is no folder with a config.json and weights")
     if ":" not in model and not timm.is_model(model):
         raise ValueError(f"model={model!r} is neither a folder nor registered; see timm.list_models()")
-    return timm.create_model(model, pretrained=True).eval()
+    return timm.create_model(model, pretrained=pretrained, **kwargs).eval()
 
 
 @torch.inference_mode()

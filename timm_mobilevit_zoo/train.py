@@ -11,12 +11,9 @@ import copy
 import csv
 import hashlib
 import math
-import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +37,7 @@ from tqdm import tqdm
 
 from ._data import folder_data, make_loader, named_data
 from ._extras import require
+from ._files import replacing
 
 __all__ = ["train"]
 
@@ -278,7 +276,7 @@ def train(
                 "ema": task.trainable_module_ema.state_dict() if ema else None,
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
             }
-            with _replacing(out / "last.ckpt") as path:
+            with replacing(out / "last.ckpt") as path:
                 torch.save(snapshot, path)
     accelerator.wait_for_everyone()
     accelerator.end_training()
@@ -532,19 +530,6 @@ def _evaluate(model: Any, loader: Any, accelerator: Any, channels_last: bool) ->
     return {"val_loss": loss, "val_top1": 100 * top1, "val_top5": 100 * top5_share}
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a path to write to; the file takes its name only when it is whole and on the disk."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        yield part
-        with part.open("r+b") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def _save_folder(model: Any, out: Path, labels: list[str]) -> None:
     for stale in out.glob(".export-*"):  # of a run that was killed
         shutil.rmtree(stale, ignore_errors=True)
@@ -552,12 +537,12 @@ def _save_folder(model: Any, out: Path, labels: list[str]) -> None:
     with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as folder:
         save_for_hf(weights, folder, model_config={"label_names": labels}, safe_serialization=True)
         for name in ("config.json", "model.safetensors"):
-            with _replacing(out / name) as part:
+            with replacing(out / name) as part:
                 shutil.copyfile(Path(folder) / name, part)
 
 
 def _write_summary(out: Path, history: list[dict[str, float]]) -> None:
-    with _replacing(out / "summary.csv") as part, part.open("w", newline="") as file:
+    with replacing(out / "summary.csv") as part, part.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(history[0]))
         writer.writeheader()
         writer.writerows(history)
@@ -572,5 +557,5 @@ def _write_summary(out: Path, history: list[dict[str, float]]) -> None:
         axis.set(xlabel="epoch", ylabel=unit)
         axis.grid(alpha=0.3)
         axis.legend()
-    with _replacing(out / "curve.png") as part:
+    with replacing(out / "curve.png") as part:
         figure.savefig(part, format="png", dpi=120)

@@ -157,7 +157,7 @@ class CloAttention(nn.Module):
         head_dim = dim // num_heads
         local, pooled = (heads * head_dim for heads in group_split)
         self.local = AttnConv(dim, local, kernel_size, head_dim**-0.5, attn_drop, **dd) if local else None
-        self.pooled = PooledAttention(dim, pooled, head_dim, window_size, attn_drop, **dd) if pooled else None
+        self.pooled_attn = PooledAttention(dim, pooled, head_dim, window_size, attn_drop, **dd) if pooled else None
         self.proj = nn.Conv2d(dim, dim, 1, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
 
@@ -165,8 +165,8 @@ class CloAttention(nn.Module):
         branches = []
         if self.local is not None:
             branches.append(self.local(x))
-        if self.pooled is not None:
-            branches.append(self.pooled(x))
+        if self.pooled_attn is not None:
+            branches.append(self.pooled_attn(x))
         return self.proj_drop(self.proj(torch.cat(branches, dim=1)))
 
 
@@ -309,7 +309,7 @@ _RENAMES: tuple[tuple[str, Any], ...] = (
     (r"\.attn\.qkvs\.0\.", ".attn.local.qkv."),
     (r"\.attn\.convs\.0\.", ".attn.local.mix."),
     (r"\.attn\.act_blocks\.0\.act_block\.", ".attn.local.gate."),
-    (r"\.attn\.global_(q|kv)\.", r".attn.pooled.\1."),
+    (r"\.attn\.global_(q|kv)\.", r".attn.pooled_attn.\1."),
 )
 
 
