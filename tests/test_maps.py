@@ -18,7 +18,7 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from timm.utils import AttentionExtract
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
-from zoo import FIRST, NAMES, image
+from zoo import FIRST, FIXED, NAMES, image, sizes
 
 from timm_mobilevit_zoo import _extras, maps
 from timm_mobilevit_zoo._layers import Layer, _is_map, locate, received, record
@@ -52,7 +52,7 @@ def build(name, **kwargs):
 @functools.cache
 def built(name):
     """A model, an input and its maps, for tests that change nothing."""
-    model, x = build(name), image(*THEIRS.get(name, (70, 99)))
+    model, x = build(name), image(*(sizes(name)[0] if name in FIXED else THEIRS.get(name, (70, 99))))
     return model, x, attention_maps(model, x)
 
 
@@ -190,11 +190,11 @@ def test_backbones_have_the_same_maps(name):
     model, x, found = built(name)
     backbone = build(name, features_only=True)
     inner = backbone.model if hasattr(backbone, "model") else backbone
-    weights = {key.replace("stages.", "stages_"): value for key, value in model.state_dict().items()}
+    weights = {re.sub(r"^(stages|layers)\.", r"\1_", key): value for key, value in model.state_dict().items()}
     weights = weights if type(inner).__name__ == "FeatureListNet" else model.state_dict()
     inner.load_state_dict({key: value for key, value in weights.items() if key in inner.state_dict()})
     theirs = attention_maps(backbone, x)
-    assert [key.removeprefix("model.").replace("stages_", "stages.") for key in theirs] == list(found)
+    assert [re.sub(r"^(stages|layers)_", r"\1.", key.removeprefix("model.")) for key in theirs] == list(found)
     for ours, other in zip(found.values(), theirs.values(), strict=True):
         torch.testing.assert_close(other, ours)
 
@@ -571,19 +571,21 @@ def panels_and_bars(figure):
 
 @pytest.mark.parametrize("name", FIRST)
 def test_the_picture_shows_each_layers_numbers(name):
-    model, _, _ = built(name)
-    picture = image(70, 99, batch=1)
+    model, x, _ = built(name)
+    height, width = x.shape[2:]
+    picture = image(height, width, batch=1)
     mean, std = (torch.tensor(model.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
     x = (picture - mean) / std
     axes, bars = panels_and_bars(draw(model, x))
     found = attention_maps(model, x)
-    assert [axis.get_title() for axis in axes] == list(found)
+    has_class_token = getattr(model, "cls_token", None) is not None
+    assert [axis.get_title() for axis in axes] == [*found, *["roll-out"] * has_class_token]
     assert len(bars) == len(axes)
     assert all(label.get_text() for bar in bars for label in bar.get_yticklabels())
-    for axis, (key, values) in zip(axes, found.items(), strict=True):
+    for axis, (key, values) in zip(axes, found.items(), strict=False):
         grey, drawn = shown(axis)
         np.testing.assert_allclose(grey, picture[0].mean(0), atol=1e-6)
-        assert all(tuple(part.get_extent()) == (0, 99, 70, 0) for part in axis.images)
+        assert all(tuple(part.get_extent()) == (0, width, height, 0) for part in axis.images)
         limits = axis.images[1].get_clim()
         if key.endswith(".gate"):
             np.testing.assert_allclose(drawn, values[0].mean(0), rtol=1e-5)
@@ -594,7 +596,7 @@ def test_the_picture_shows_each_layers_numbers(name):
             module = model.get_submodule(key)
             side = getattr(module.pool, "window_size", 1)
             stride = next(i["reduction"] for i in model.feature_info if i["module"] == key.partition(".")[0])
-            H, W = math.ceil(70 / stride), math.ceil(99 / stride)
+            H, W = math.ceil(height / stride), math.ceil(width / stride)
             keys = values[0].mean((0, 1)).view(math.ceil(H / side), math.ceil(W / side))
             cells = [[float(keys[i // side, j // side]) for j in range(W)] for i in range(H)]
             np.testing.assert_allclose(drawn, cells, rtol=1e-5)

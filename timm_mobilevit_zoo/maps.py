@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
 import torch
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from ._data import read_image
 from ._extras import require
 from ._files import replacing
 from ._layers import Layer, find_vit, locate, received, record, unwrap
-from .predict import load
+from .predict import load, weights_from
 
 __all__ = ["attention_maps", "draw", "draw_file", "rollout"]
 
@@ -160,13 +159,10 @@ def draw_file(
 def _load(model: str, pretrained: bool, checkpoint: str, img_size: int | None) -> Any:
     args: dict[str, Any] = {"pretrained": pretrained or bool(checkpoint)}
     if checkpoint:
-        cfg = timm.get_pretrained_cfg(model)
-        classifier = cfg.classifier if cfg else None
-        if isinstance(classifier, tuple):  # a distilled model has two, of the same classes
-            classifier = classifier[0]
-        head = timm.models.load_state_dict(checkpoint).get(f"{classifier}.weight")
-        told = {} if head is None else {"num_classes": len(head)}  # else timm takes it for an ImageNet classifier
-        args |= {"pretrained_cfg_overlay": {"file": checkpoint, **told}, **told}
+        overlay = weights_from(checkpoint, model)
+        args |= {"pretrained_cfg_overlay": overlay}
+        if "num_classes" in overlay:
+            args["num_classes"] = overlay["num_classes"]
     network = load(model, **args)
     if img_size is not None and network.pretrained_cfg.get("fixed_input_size"):
         network = load(model, **args, img_size=img_size)  # a plain ViT's positions are made for one size

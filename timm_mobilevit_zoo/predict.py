@@ -10,7 +10,7 @@ from timm.data import create_transform, resolve_data_config
 
 from ._data import read_image
 
-__all__ = ["load", "predict"]
+__all__ = ["load", "predict", "weights_from"]
 
 
 def load(model: str, *, pretrained: bool = True, **kwargs: Any) -> Any:
@@ -33,6 +33,25 @@ def load(model: str, *, pretrained: bool = True, **kwargs: Any) -> Any:
     if ":" not in model and not timm.is_model(model):
         raise ValueError(f"model={model!r} is neither a folder nor registered; see timm.list_models()")
     return timm.create_model(model, pretrained=pretrained, **kwargs).eval()
+
+
+def weights_from(file: str, model: str) -> dict[str, Any]:
+    """Return what `pretrained_cfg_overlay` needs for a weights file, with the number of classes that its head has.
+
+    Without that number timm takes the file for one with as many classes as the model's config says.
+
+    Args:
+        file: Weights file, the authors' or ours.
+        model: Registered name.
+    """
+    overlay: dict[str, Any] = {"file": file}
+    cfg: Any = timm.get_pretrained_cfg(model) if ":" not in model else None
+    if cfg is not None:
+        name = cfg.classifier if isinstance(cfg.classifier, str) else cfg.classifier[0]  # several are equally wide
+        head = timm.models.load_state_dict(file).get(f"{name}.weight")
+        if head is not None:
+            overlay["num_classes"] = len(head)
+    return overlay
 
 
 @torch.inference_mode()

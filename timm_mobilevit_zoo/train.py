@@ -38,6 +38,7 @@ from tqdm import tqdm
 from ._data import folder_data, make_loader, named_data
 from ._extras import require
 from ._files import replacing
+from .predict import weights_from
 
 __all__ = ["train"]
 
@@ -378,11 +379,7 @@ def _create_student(options: dict[str, Any], num_classes: int) -> Any:
     extra = {key: options[key] for key in ("drop_rate", "drop_path_rate")}
     cfg = timm.get_pretrained_cfg(options["model"]) if ":" not in options["model"] else None
     if options["checkpoint"]:
-        weights = timm.models.load_state_dict(options["checkpoint"])
-        classifier = cfg.classifier if cfg else None  # one name, or several of a model with several heads
-        head = weights.get(f"{classifier if isinstance(classifier, str) else classifier[0]}.weight") if cfg else None
-        told = {} if head is None else {"num_classes": head.shape[0]}  # else timm takes it for an ImageNet classifier
-        extra["pretrained_cfg_overlay"] = {"file": options["checkpoint"], **told}
+        extra["pretrained_cfg_overlay"] = weights_from(options["checkpoint"], options["model"])
     if cfg is not None and cfg.fixed_input_size:  # a plain ViT's positions are made for one size
         extra["img_size"] = options["img_size"]
     return timm.create_model(
