@@ -1,8 +1,8 @@
 """Measure what a teacher is worth on scikit-learn's digits: the runs behind the page on distillation.
 
-`python docs/distill_digits.py` trains one teacher and each student three times (minutes on a CPU), writes
-`docs/distillation.csv` and draws `docs/img/distillation.png`; `--draw` draws what was measured before. It needs the
-package with its extra `demo`.
+`python docs/distill_digits.py` trains one teacher and each student three times (half an hour on one core), writes
+`docs/distillation.csv`, draws `docs/img/distillation.png` and fills in the pages' tables; `--draw` does the last two
+with what was measured before. It needs the package with its extra `demo`.
 """
 
 import argparse
@@ -15,6 +15,8 @@ from typing import Any
 
 DOCS = Path(__file__).resolve().parent
 TABLE, PICTURE = DOCS / "distillation.csv", DOCS / "img" / "distillation.png"
+PAGES = (DOCS / "learn" / "distillation.md", DOCS / "zh" / "distillation.md")
+BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 SEEDS = (0, 1, 2)
 COMMON: dict[str, Any] = dict(
     img_size=32, crop_pct=1.0, scale=(0.7, 1.0), hflip=0.0, color_jitter=0.0, workers=0, warmup_epochs=1
@@ -91,18 +93,46 @@ def label(row: dict[str, str]) -> str:
     return f"{row['distill']}{heat}, alpha = {float(row['alpha']):g}"
 
 
+def groups() -> dict[tuple[str, str], list[float]]:
+    """Return the accuracies of the seeds by student and way to learn; the teacher's own is a student's too."""
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for row in rows():
+        found[row["student"], label(row)].append(float(row["val_top1"]))
+    return found
+
+
+def table() -> str:
+    """Return the measured table in Markdown: validation top-1 in percent, each seed and the mean."""
+    models = {row["student"]: row for row in rows()}
+    lines = ["| student | epochs | learns from | " + " | ".join(f"seed {seed}" for seed in SEEDS) + " | mean |"]
+    lines += ["| --- | ---: | --- |" + " ---: |" * (len(SEEDS) + 1)]
+    for (student, way), found in groups().items():
+        row, name = models[student], f"`{models[student]['model']}`"
+        cells = [f"{top1:.2f}" for top1 in found] if student != "teacher" else [f"{found[0]:.2f} (seed 42)", "", ""]
+        mean = f"**{sum(found) / len(found):.2f}**" if student != "teacher" else ""
+        name = f"{name}, the teacher" if student == "teacher" else name
+        lines.append("| " + " | ".join([name, row["epochs"], way, *cells, mean]) + " |")
+    return "\n".join(lines)
+
+
+def page(path: Path) -> str:
+    """Return a page with the table filled in."""
+    head, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+    return f"{head}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}"
+
+
 def draw(path: Path = PICTURE) -> None:
     """Draw each run as a dot and the mean of the seeds as a line, one panel a student."""
     from matplotlib.figure import Figure
 
-    groups: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows():
-        groups[row["student"]][label(row)].append(float(row["val_top1"]))
-    teacher = groups.pop("teacher").popitem()[1][0]
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    panels = figure.subplots(1, len(groups), width_ratios=[len(ways) for ways in groups.values()])
+    panels: dict[str, dict[str, list[float]]] = defaultdict(dict)
+    for (student, way), found in groups().items():
+        panels[student][way] = found
+    teacher = panels.pop("teacher")["labels only"][0]
     epochs = {row["student"]: row["epochs"] for row in rows()}
-    for axis, (student, ways) in zip(panels, groups.items(), strict=True):
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots(1, len(panels), width_ratios=[len(ways) for ways in panels.values()], sharey=True)
+    for axis, (student, ways) in zip(axes, panels.items(), strict=True):
         for x, (way, found) in enumerate(ways.items()):
             axis.plot([x] * len(found), found, "o", color="tab:blue" if way == "labels only" else "tab:orange")
             axis.hlines(sum(found) / len(found), x - 0.3, x + 0.3, color="black")
@@ -111,7 +141,7 @@ def draw(path: Path = PICTURE) -> None:
         axis.set_xlim(-0.6, len(ways) - 0.4)
         axis.set_title(f"{student} student, {epochs[student]} epochs", fontsize=10)
         axis.grid(alpha=0.3, axis="y")
-    panels[0].set_ylabel("validation top-1 after the last epoch (%)")
+    axes[0].set_ylabel("validation top-1 after the last epoch (%)")
     figure.suptitle("three seeds each, their mean (line) and the teacher (dashed): 364 validation digits", fontsize=10)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=120)
@@ -125,7 +155,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             measure(Path(folder))
     draw()
-    sys.stdout.write(f"wrote {PICTURE}\n")
+    for path in PAGES:
+        path.write_text(page(path), encoding="utf-8", newline="\n")
+    sys.stdout.write(f"wrote {PICTURE} and the tables of {', '.join(str(path) for path in PAGES)}\n")
 
 
 if __name__ == "__main__":

@@ -15,29 +15,40 @@ import torch
 IMAGES = Path(__file__).resolve().parent / "img"
 
 
+def dependence(part: str, side: int = 16, place: tuple[int, int] = (7, 8), seeds: int = 16) -> Any:
+    """Return how strongly one position of a MobileViT block's output depends on each cell of its input.
+
+    Args:
+        part: `convolutions`, the first two alone; `transformer`, with convolutions that see one cell; or `block`, all.
+        side: Side of the map, in cells.
+        place: Row and column of the position.
+        seeds: How many random networks to average, since a single one's weights leave a rough picture.
+
+    Returns:
+        Mean size of the gradient, relative to the largest, `(side, side)`.
+    """
+    from timm_mobilevit_zoo.attention import MobileViTAttention
+
+    total = torch.zeros(side, side)
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        block = MobileViTAttention(48, 60, 3, 2, depth=2, mlp_dim=120).eval()
+        if part == "transformer":
+            block.conv_kxk, block.conv_fusion = torch.nn.Identity(), torch.nn.Conv2d(96, 48, 1)
+        x = torch.randn(1, 48, side, side, requires_grad=True)
+        y = block.conv_1x1(block.conv_kxk(x)) if part == "convolutions" else block(x)
+        y[0, :, place[0], place[1]].square().sum().backward()
+        assert x.grad is not None
+        total += x.grad[0].abs().mean(0)
+    return (total / total.max()).numpy()
+
+
 def mobilevit_block(path: Path) -> None:
-    """Draw how strongly one position of the output depends on each cell of the input, for parts of the block."""
+    """Draw what one position of a MobileViT block's output depends on, for parts of the block."""
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
-    from timm_mobilevit_zoo.attention import MobileViTAttention
-
     side, place = 16, (7, 8)
-
-    def dependence(part: str) -> Any:
-        total = torch.zeros(side, side)
-        for seed in range(16):  # single random weights leave a rough picture
-            torch.manual_seed(seed)
-            block = MobileViTAttention(48, 60, 3, 2, depth=2, mlp_dim=120).eval()
-            if part == "transformer":  # the convolutions around it see one cell each
-                block.conv_kxk, block.conv_fusion = torch.nn.Identity(), torch.nn.Conv2d(96, 48, 1)
-            x = torch.randn(1, 48, side, side, requires_grad=True)
-            y = block.conv_1x1(block.conv_kxk(x)) if part == "convolutions" else block(x)
-            y[0, :, place[0], place[1]].square().sum().backward()
-            assert x.grad is not None
-            total += x.grad[0].abs().mean(0)
-        return (total / total.max()).numpy()
-
     figure = Figure(figsize=(10, 3.7), layout="constrained")
     titles = {
         "convolutions": "step 1: two convolutions",
@@ -45,7 +56,7 @@ def mobilevit_block(path: Path) -> None:
         "block": "the whole block",
     }
     for axis, (part, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
-        shown = axis.imshow(dependence(part), norm=LogNorm(1e-4, 1, clip=False), cmap="viridis")
+        shown = axis.imshow(dependence(part, side, place), norm=LogNorm(1e-4, 1, clip=False), cmap="viridis")
         axis.plot(place[1], place[0], "o", markerfacecolor="none", markeredgecolor="red", markersize=9)
         axis.set_title(title, fontsize=10)
         axis.set_xticks([-0.5 + i for i in range(0, side + 1, 2)], labels=[])
@@ -72,8 +83,8 @@ def _attention_over_a_digit(path: Path, model: str, digit: str, **options: Any) 
 
 
 def cloformer_attnconv(path: Path) -> None:
-    """Draw the gates and the pooled attention of a CloFormer that was trained on digits of 64 x 64 pixels."""
-    _attention_over_a_digit(path, "cloformer_xxs", "3", img_size=64, epochs=10)
+    """Draw the gates and the pooled attention of a CloFormer that was trained on digits of 128 x 128 pixels."""
+    _attention_over_a_digit(path, "cloformer_xxs", "3", img_size=128, epochs=8)
 
 
 def vit_from_scratch(path: Path) -> None:

@@ -2,16 +2,24 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 
 ROOT = Path(__file__).resolve().parent.parent
 
-_spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-generate = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(generate)
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+generate, distill_digits, pictures = load("generate"), load("distill_digits"), load("pictures")
 
 
 def test_nothing_is_stale():
@@ -51,3 +59,28 @@ def test_a_changed_missing_or_left_over_file_is_named(tmp_path):
     assert set(generate.check(tmp_path)) == stale
     generate.write(tmp_path)
     assert generate.check(tmp_path) == []
+
+
+@pytest.mark.parametrize("path", distill_digits.PAGES, ids=lambda path: path.parent.name)
+def test_the_tables_of_distillation_are_what_was_measured(path):
+    assert path.read_text(encoding="utf-8") == distill_digits.page(path)
+
+
+def test_every_way_to_learn_was_measured_with_every_seed():
+    assert all(len(found) == 3 for (student, _), found in distill_digits.groups().items() if student != "teacher")
+    ways = sum(len(ways) for _, _, ways in distill_digits.STUDENTS)
+    assert len(distill_digits.groups()) == ways + 1
+
+
+def test_a_mobilevit_block_reaches_what_its_page_says():
+    reached = {part: pictures.dependence(part, 8, (3, 4), seeds=1) > 0 for part in ("convolutions", "transformer")}
+    rows, columns = np.indices((8, 8))
+    assert (reached["convolutions"] == (abs(rows - 3) <= 1) & (abs(columns - 4) <= 1)).all()
+    assert (reached["transformer"] == (rows % 2 == 1) & (columns % 2 == 0)).all()
+    assert (pictures.dependence("block", 8, (3, 4), seeds=1) > 0).all()
+
+
+def test_every_picture_of_the_pages_is_drawn_by_our_code():
+    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "learn").glob("*.md"))
+    drawn = {*pictures.PICTURES, distill_digits.PICTURE.stem}
+    assert set(re.findall(r"img/([\w-]+)\.png", text)) == drawn == {path.stem for path in pictures.IMAGES.iterdir()}

@@ -1,5 +1,6 @@
 """Every ```python block of README.md and docs runs as it stands, and prints what its `# -> ` comments say."""
 
+import ast
 import re
 import socket
 from pathlib import Path
@@ -7,15 +8,24 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TRANSLATED = sorted((ROOT / "docs" / "zh").glob("*.md"))  # their code is that of the pages they translate
+PAGES = [ROOT / "README.md", *sorted(set((ROOT / "docs").rglob("*.md")) - set(TRANSLATED))]
+
+
+def _code(page):
+    text = page.read_text(encoding="utf-8")
+    for match in re.finditer(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+        yield text.count("\n", 0, match.start(1)), match[1]
+
+
+def _outputs(code):
+    return re.findall(r"# -> (.*)$", code, re.MULTILINE)
 
 
 def _blocks():
     for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        for match in re.finditer(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
-            line = text.count("\n", 0, match.start(1))
-            yield pytest.param(page, line, match[1], id=f"{page.name}:{line + 1}")
+        for line, code in _code(page):
+            yield pytest.param(page, line, code, id=f"{page.name}:{line + 1}")
 
 
 def _no_network(*args, **kwargs):
@@ -27,5 +37,29 @@ def test_block_runs(page, line, code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(socket.socket, "connect", _no_network)
     exec(compile("\n" * line + code, str(page), "exec"), {"__name__": "__main__"})  # tracebacks show the page's lines
-    said = re.findall(r"# -> (.*)$", code, re.MULTILINE)
+    said = _outputs(code)
     assert not said or capsys.readouterr().out.splitlines() == said
+
+
+@pytest.mark.parametrize("page", TRANSLATED, ids=lambda page: page.name)
+def test_a_translation_has_the_code_pictures_and_figures_of_the_page(page):
+    original = ROOT / "docs" / "learn" / page.name
+    ours, theirs = ([code for _, code in _code(path)] for path in (page, original))
+    assert ours
+    assert [ast.dump(ast.parse(code)) for code in ours] == [ast.dump(ast.parse(code)) for code in theirs]
+    assert [_outputs(code) for code in ours] == [_outputs(code) for code in theirs]
+    texts = [path.read_text(encoding="utf-8") for path in (page, original)]
+    for pattern in (
+        r"\]\((\.\./img/[^)]*)\)",
+        r"^#+ ",
+        r"^\|(?: ?:?-+:? ?\|)+$",
+        r"^(?:timm-mobilevit-zoo|OPTIONS=).*?(?= *#|$)",
+    ):
+        ours, theirs = (re.findall(pattern, text, re.MULTILINE) for text in texts)
+        assert ours == theirs
+
+
+@pytest.mark.parametrize("page", [*PAGES, *TRANSLATED], ids=lambda page: f"{page.parent.name}/{page.name}")
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
