@@ -16,7 +16,8 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from zoo import GOLDEN, author_weights
+from timm.models import save_for_hf
+from zoo import GOLDEN, NAMES, author_weights
 
 from timm_mobilevit_zoo import train as train_module
 from timm_mobilevit_zoo._data import read_image
@@ -25,6 +26,7 @@ from timm_mobilevit_zoo.predict import load, predict
 from timm_mobilevit_zoo.train import train
 
 MODEL = "cloformer_xxs"
+WITH_TOKEN = next(name for name in NAMES if timm.get_pretrained_cfg(name).classifier == ("head", "head_dist"))
 GOLDEN_OF_MODEL = next(path for path in GOLDEN if path.stem == MODEL)
 QUICK = dict(
     model=MODEL,
@@ -259,6 +261,20 @@ def test_matching_features_changes_what_is_learnt(run, digits, tmp_path):
     assert not torch.equal(weights[0]["stem.layers.0.weight"], weights[1]["stem.layers.0.weight"])
 
 
+def test_a_distillation_token_learns_from_the_teacher(run, digits, tmp_path):
+    out, _ = run
+    weights = []
+    for alpha in (0.0, 0.5):
+        options = QUICK | {"model": WITH_TOKEN, "epochs": 1, "teacher": str(out), "distill": "token"}
+        train(str(digits), output=str(tmp_path / f"{alpha}"), **options, alpha=alpha)
+        weights.append(load_file(tmp_path / f"{alpha}" / "model.safetensors"))
+    start = timm.create_model(WITH_TOKEN, num_classes=3)
+    assert weights[0].keys() == start.state_dict().keys()
+    assert weights[0]["head_dist.bias"].abs().max() == 0, "without the teacher's loss its head learns nothing"
+    assert weights[1]["head_dist.bias"].abs().max() > 0
+    assert predict(load(str(tmp_path / "0.5")), [str(next((digits / "val" / "0").iterdir()))])[0]["classes"]
+
+
 @pytest.mark.parametrize(
     "changes", [{"mixed_precision": "bf16"}, {"sched": "step"}, {"sched": "none"}, {"layer_decay": 0.7}]
 )
@@ -420,6 +436,31 @@ def test_a_teacher_of_other_classes(run, copied, tmp_path):
     for split in ("train", "val"):
         shutil.rmtree(copied / split / "4")
     fails("knows 3 classes, the data has 2", copied, tmp_path, teacher=str(out))
+
+
+def test_a_student_without_token(run, digits, tmp_path):
+    out, _ = run
+    fails(
+        f"distill='token' needs a model .* model='{MODEL}' has none",
+        digits,
+        tmp_path,
+        teacher=str(out),
+        distill="token",
+    )
+
+
+def test_a_teacher_of_one_size(digits, tmp_path):
+    teacher = timm.create_model(WITH_TOKEN, num_classes=3, img_size=48)
+    teacher.pretrained_cfg["input_size"] = (3, 48, 48)
+    save_for_hf(teacher, tmp_path / "teacher", model_config={"label_names": list("013")}, safe_serialization=True)
+    message = "takes images of 48 x 48 pixels only, the student's have 32 x 32: set img_size"
+    fails(message, digits, tmp_path, teacher=str(tmp_path / "teacher"))
+    train(
+        str(digits),
+        output=str(tmp_path / "out"),
+        **QUICK | {"img_size": 48, "epochs": 1},
+        teacher=str(tmp_path / "teacher"),
+    )
 
 
 def test_data_that_changed_is_not_resumed(copied, tmp_path):
