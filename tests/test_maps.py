@@ -740,8 +740,8 @@ def test_command_downloads_only_when_asked(capsys, picture, tmp_path, monkeypatc
     ]
     assert b"<svg" in out.read_bytes()[:1000]
 
-    asked = []
-    monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: asked.append((args, kwargs)) or built(name)[0])
+    asked, model = [], built(name)[0]
+    monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: asked.append((args, kwargs)) or model)
     call(capsys, name, picture, "-o", out, "--pretrained", "--overwrite")
     assert asked == [((name,), {"pretrained": True})]
 

@@ -10,6 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from zoo import GOLDEN, NAMES, STAGED, author_weights, family, own_image, recorded_image
 
+from timm_mobilevit_zoo.predict import weights_from
+
 TOLERANCE = 1e-4  # of the recorded tensor's standard deviation
 
 
@@ -130,3 +132,19 @@ def test_weights_adapt_to_other_channels_and_classes(golden, weights_file, in_ch
     first = full.pretrained_cfg["first_conv"] + ".weight"
     kept = [k for k in full.state_dict() if k != first and not k.startswith("head.")]
     assert all(torch.equal(full.state_dict()[k], adapted.state_dict()[k]) for k in kept)
+
+
+@recordings()
+def test_a_head_of_other_classes_is_found_and_kept(golden, tmp_path):
+    model = timm.create_model(golden.stem)
+    theirs = author_weights(golden)
+    ours = importlib.import_module(family(golden.stem)).checkpoint_filter_fn(dict(theirs), model)
+    heads = [
+        key for key, value in theirs.items() if any(value is ours.get(f"head.{part}") for part in ("weight", "bias"))
+    ]
+    assert heads
+    save_file(theirs | {key: theirs[key][:7].clone() for key in heads}, tmp_path / "seven.safetensors")
+    overlay = weights_from(str(tmp_path / "seven.safetensors"), golden.stem)
+    assert overlay["num_classes"] == 7
+    seven = timm.create_model(golden.stem, pretrained=True, num_classes=7, pretrained_cfg_overlay=overlay)
+    assert torch.equal(seven.head.weight, ours["head.weight"][:7])

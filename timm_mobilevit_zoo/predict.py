@@ -1,5 +1,6 @@
 """Classify images with a model that a training run left, or that timm can create with weights."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,17 @@ def weights_from(file: str, model: str) -> dict[str, Any]:
         model: Registered name.
     """
     overlay: dict[str, Any] = {"file": file}
-    cfg: Any = timm.get_pretrained_cfg(model) if ":" not in model else None
-    if cfg is not None:
-        name = cfg.classifier if isinstance(cfg.classifier, str) else cfg.classifier[0]  # several are equally wide
-        head = timm.models.load_state_dict(file).get(f"{name}.weight")
-        if head is not None:
-            overlay["num_classes"] = len(head)
-    return overlay
+    if ":" in model:
+        return overlay
+    cfg: Any = timm.get_pretrained_cfg(model)
+    name = cfg.classifier if isinstance(cfg.classifier, str) else cfg.classifier[0]  # several are equally wide
+    weights = timm.models.load_state_dict(file)
+    family = sys.modules[timm.model_entrypoint(model).__module__]
+    if family.__name__.startswith(f"{__package__}."):  # the file may name its head as a tutorial does
+        with torch.device("meta"):
+            weights = family.checkpoint_filter_fn(weights, timm.create_model(model))
+    head = weights.get(f"{name}.weight")
+    return overlay if head is None else overlay | {"num_classes": len(head)}
 
 
 @torch.inference_mode()
