@@ -75,6 +75,7 @@ def demo(*, output: str = "demo", model: str = "cloformer_xxs", epochs: int = 15
         img_size=32,
         crop_pct=1.0,
         epochs=epochs,
+        warmup_epochs=min(3, epochs - 1),
         seed=seed,
         scale=(0.7, 1.0),
         hflip=0.0,
