@@ -250,13 +250,15 @@ def _figure(network: nn.Module, x: Tensor, layers: dict[str, Layer]) -> Any:
         else:
             axis.imshow(grey.numpy(), cmap="gray", vmin=0, vmax=1, extent=(0, W, H, 0))
             options |= {"extent": (0, W, H, 0), "alpha": 0.6}
+        limit = float(values.abs().max())
         if kind == "gate":
-            limit = float(values.abs().max())
             options |= {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
+        else:  # differences below a hundredth are not worth all colours
+            options |= {"vmin": min(float(values.min()), 0.99 * limit), "vmax": limit}
         drawn = axis.imshow(values.cpu().numpy(), **options)
         axis.set_title(title, fontsize=7)
         axis.set(xticks=[], yticks=[])
-        bar = figure.colorbar(drawn, ax=axis, shrink=0.9)
+        bar = figure.colorbar(drawn, ax=axis, shrink=0.9, format="%.4g")
         bar.ax.tick_params(labelsize=6)
         bar.ax.locator_params(nbins=5)
     for axis in list(axes):  # places of the grid that no panel took
