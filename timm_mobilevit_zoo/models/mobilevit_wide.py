@@ -144,18 +144,8 @@ class MobileViTAttention(nn.Module):
         given = dict(locals())
         dd = {"device": device, "dtype": dtype}
         super().__init__()
-        for name in (
-            "dim",
-            "transformer_dim",
-            "kernel_size",
-            "patch_size",
-            "depth",
-            "mlp_dim",
-            "num_heads",
-            "head_dim",
-        ):
-            if not isinstance(given[name], int) or given[name] < 1:
-                raise ValueError(f"{name}={given[name]} must be a whole number from 1")
+        sizes = ("dim", "transformer_dim", "kernel_size", "patch_size", "depth", "mlp_dim", "num_heads", "head_dim")
+        _check_sizes(given, sizes)
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size} must be odd")
         rates = drop_path if isinstance(drop_path, list) else [drop_path] * depth
