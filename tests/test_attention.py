@@ -115,7 +115,8 @@ def test_clo_attention_names_wrong_arguments(arguments, message):
         ({"num_heads": 0}, "num_heads=0 must be a whole number from 1"),
         ({"head_dim": "64"}, "head_dim=64 must be a whole number from 1"),
         ({"kernel_size": 4}, "kernel_size=4 must be odd"),
-        ({"drop_path": [0.1]}, r"drop_path=\[0.1\] must be one rate, or one for each of depth=3 blocks"),
+        ({"drop_path": [0.1]}, r"drop_path=\[0.1\] must be one rate .* or one for each of 3 blocks"),
+        ({"drop_path": (0.0, 0.1, 1.5)}, r"drop_path=\(0.0, 0.1, 1.5\) must be one rate of at least 0 and below 1"),
     ],
 )
 def test_mobilevit_attention_names_wrong_arguments(arguments, message):
@@ -129,6 +130,8 @@ def test_mobilevit_attention_names_wrong_arguments(arguments, message):
         ({"depths": (2, 2, 4, 3)}, "needs 3 entries, one for each of the last three stages"),
         ({"transformer_dims": (60, 0, 96)}, r"transformer_dims=\(60, 0, 96\) needs whole numbers from 1"),
         ({"stem_dims": (16,)}, r"stem_dims=\(16,\) must be two counts of channels"),
+        ({"stem_dims": 16}, "stem_dims=16 must be two counts of channels"),
+        ({"stem_dims": (16, 16.0)}, "must be two counts of channels"),
         ({"stem_dims": (16, 0)}, r"stem_dims=\(16, 0\) must be two counts of channels"),
         ({"num_features": 0}, "num_features=0 must be a whole number from 1"),
         ({"expand_ratio": 0}, "expand_ratio=0 must be a whole number from 1"),

@@ -148,3 +148,10 @@ def test_a_head_of_other_classes_is_found_and_kept(golden, tmp_path):
     assert overlay["num_classes"] == 7
     seven = timm.create_model(golden.stem, pretrained=True, num_classes=7, pretrained_cfg_overlay=overlay)
     assert torch.equal(seven.head.weight, ours["head.weight"][:7])
+
+
+@recordings()
+def test_a_config_that_names_no_classifier(golden, weights_file):
+    cfg = {"file": weights_file, "num_classes": timm.get_pretrained_cfg(golden.stem).num_classes}
+    model = timm.create_model(golden.stem, pretrained=True, pretrained_cfg=cfg)
+    assert torch.equal(model.head.weight, create(golden, weights_file).head.weight)

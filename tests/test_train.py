@@ -438,6 +438,78 @@ def test_a_teacher_of_other_classes(run, copied, tmp_path):
     fails("knows 3 classes, the data has 2", copied, tmp_path, teacher=str(out))
 
 
+@pytest.mark.parametrize("distill", ["logit", "token", "feature"])
+def test_the_teacher_is_not_trained(run, digits, tmp_path, monkeypatch, distill):
+    out, _ = run
+    tasks, create_task = [], train_module._create_task
+    monkeypatch.setattr(train_module, "_create_task", lambda *args: tasks.append(create_task(*args)) or tasks[0])
+    options = QUICK | {"model": WITH_TOKEN if distill == "token" else MODEL, "epochs": 1, "img_size": 32}
+    train(str(digits), output=str(tmp_path / "out"), **options, teacher=str(out), distill=distill)
+    teacher = tasks[0].teacher
+    assert not any(module.training for module in teacher.modules())
+    saved = load_file(out / "model.safetensors")
+    assert all(torch.equal(value, saved[key]) for key, value in teacher.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"distill": "token"}, ValueError, "distill='token' needs a teacher"),
+        ({"temperature": 4.0}, ValueError, "temperature=4.0 needs a teacher"),
+        ({"alpha": 0.9}, ValueError, "alpha=0.9 needs a teacher"),
+        ({"teacher": "nosuchmodel"}, ValueError, "teacher='nosuchmodel' is neither a folder nor registered"),
+        ({"teacher": MODEL}, ValueError, f"teacher='{MODEL}' has no published weights"),
+        ({"teacher": "."}, FileNotFoundError, "teacher='.' is no folder that train left"),
+    ],
+)
+def test_a_teacher_that_cannot_teach(digits, tmp_path, monkeypatch, options, error, message):
+    monkeypatch.chdir(tmp_path)
+    fails(message, digits, tmp_path, error, **options)
+
+
+def test_a_teacher_of_other_channels(digits, tmp_path):
+    teacher = timm.create_model(MODEL, num_classes=3, in_chans=1)
+    teacher.pretrained_cfg["input_size"] = (1, 32, 32)
+    save_for_hf(teacher, tmp_path / "teacher", model_config={"label_names": list("013")}, safe_serialization=True)
+    fails("sees 1 image channels, the student 3", digits, tmp_path, teacher=str(tmp_path / "teacher"))
+
+
+def test_a_trained_folder_at_another_size(digits, tmp_path):
+    options = QUICK | {"model": WITH_TOKEN, "epochs": 1}
+    train(str(digits), output=str(tmp_path / "small"), **options)
+    options |= {"model": f"local-dir:{tmp_path / 'small'}", "img_size": 48}
+    train(str(digits), output=str(tmp_path / "large"), **options)
+    model = timm.create_model(f"local-dir:{tmp_path / 'large'}", pretrained=True)
+    assert model.pretrained_cfg["input_size"] == (3, 48, 48)
+    assert model(torch.zeros(1, 3, 48, 48)).shape == (1, 3)
+    fails("img_size=3 is smaller than a patch of .* 4 pixels", digits, tmp_path, **options | {"img_size": 3})
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+@pytest.mark.parametrize("classes", [3, 4])
+def test_a_head_in_a_tutorials_layout(digits, tmp_path, path, classes):
+    theirs = author_weights(path)
+    names = [key for key, value in theirs.items() if len(value.shape) == 2 and value.shape[0] in (10, 1000)][-1]
+    head = {key: theirs[key][:classes].clone() for key in theirs if key.rpartition(".")[0] == names.rpartition(".")[0]}
+    save_file(theirs | head, tmp_path / "theirs.safetensors")
+    options = QUICK | {
+        "model": path.stem,
+        "epochs": 1,
+        "lr": 1e-8,
+        "warmup_lr": 1e-9,
+        "warmup_epochs": 0,
+        "min_lr": 0.0,
+    }
+    train(str(digits), output=str(tmp_path / "out"), **options, checkpoint=str(tmp_path / "theirs.safetensors"))
+    ours = load_file(tmp_path / "out" / "model.safetensors")["head.weight"]
+    assert torch.allclose(ours, theirs[names][:3], atol=1e-4) == (classes == 3)
+
+
+def test_a_checkpoint_that_is_none(digits, tmp_path):
+    picture = next((digits / "val" / "0").iterdir())
+    fails("checkpoint=.* is no file of weights", digits, tmp_path, checkpoint=str(picture))
+
+
 def test_a_student_without_token(run, digits, tmp_path):
     out, _ = run
     fails(

@@ -160,13 +160,10 @@ def _load(model: str, pretrained: bool, checkpoint: str, img_size: int | None) -
     args: dict[str, Any] = {"pretrained": pretrained or bool(checkpoint)}
     if checkpoint:
         overlay = weights_from(checkpoint, model)
-        args |= {"pretrained_cfg_overlay": overlay}
-        if "num_classes" in overlay:
-            args["num_classes"] = overlay["num_classes"]
-    network = load(model, **args)
-    if img_size is not None and network.pretrained_cfg.get("fixed_input_size"):
-        network = load(model, **args, img_size=img_size)  # a plain ViT's positions are made for one size
-    return network
+        args |= {"pretrained_cfg_overlay": overlay, **{k: v for k, v in overlay.items() if k == "num_classes"}}
+    if img_size is not None:
+        args["img_size"] = img_size
+    return load(model, **args)
 
 
 # What the panels show

@@ -11,7 +11,31 @@ from timm.data import create_transform, resolve_data_config
 
 from ._data import read_image
 
-__all__ = ["load", "predict", "weights_from"]
+__all__ = ["create", "load", "predict", "weights_from"]
+
+
+def create(name: str, *, img_size: int | None = None, **kwargs: Any) -> Any:
+    """Create a model as timm does, for an image size also where its class takes that as an argument.
+
+    Args:
+        name: What `timm.create_model` takes.
+        img_size: Side of the square input, in pixels; the model's own where not given.
+        **kwargs: More arguments of `timm.create_model`.
+
+    Raises:
+        ValueError: For an image that is smaller than one patch.
+    """
+    if img_size is None:
+        return timm.create_model(name, **kwargs)
+    with torch.device("meta"):  # only to see what the class asks
+        model: Any = timm.create_model(name)
+        if model.pretrained_cfg.get("fixed_input_size"):
+            kwargs["img_size"] = img_size
+            model = timm.create_model(name, img_size=img_size)
+    embed: Any = getattr(model, "patch_embed", None)
+    if min(getattr(embed, "grid_size", None) or (1,)) < 1:
+        raise ValueError(f"img_size={img_size} is smaller than a patch of {name}, {embed.patch_size[0]} pixels")
+    return timm.create_model(name, **kwargs)
 
 
 def load(model: str, *, pretrained: bool = True, **kwargs: Any) -> Any:
@@ -20,7 +44,7 @@ def load(model: str, *, pretrained: bool = True, **kwargs: Any) -> Any:
     Args:
         model: Folder that `train` left (`config.json`, `model.safetensors`), or a name that timm creates with weights.
         pretrained: Give a name its weights; a folder always gives its own.
-        **kwargs: More arguments of `timm.create_model`.
+        **kwargs: More arguments of `create`.
 
     Raises:
         FileNotFoundError: For what looks like a folder but holds no `config.json`.
@@ -28,12 +52,12 @@ def load(model: str, *, pretrained: bool = True, **kwargs: Any) -> Any:
     """
     folder = Path(model)
     if (folder / "config.json").is_file():
-        return timm.create_model(f"local-dir:{folder}", pretrained=True, **kwargs).eval()
+        return create(f"local-dir:{folder}", pretrained=True, **kwargs).eval()
     if folder.exists() or "/" in model.partition(":")[0]:
         raise FileNotFoundError(f"model={model!r} is no folder with a config.json and weights")
     if ":" not in model and not timm.is_model(model):
         raise ValueError(f"model={model!r} is neither a folder nor registered; see timm.list_models()")
-    return timm.create_model(model, pretrained=pretrained, **kwargs).eval()
+    return create(model, pretrained=pretrained, **kwargs).eval()
 
 
 def weights_from(file: str, model: str) -> dict[str, Any]:
@@ -44,13 +68,19 @@ def weights_from(file: str, model: str) -> dict[str, Any]:
     Args:
         file: Weights file, the authors' or ours.
         model: Registered name.
+
+    Raises:
+        ValueError: For a file that holds no weights.
     """
     overlay: dict[str, Any] = {"file": file}
     if ":" in model:
         return overlay
     cfg: Any = timm.get_pretrained_cfg(model)
     name = cfg.classifier if isinstance(cfg.classifier, str) else cfg.classifier[0]  # several are equally wide
-    weights = timm.models.load_state_dict(file)
+    try:
+        weights = timm.models.load_state_dict(file)
+    except Exception as error:  # each format has errors of its own
+        raise ValueError(f"checkpoint={file!r} is no file of weights: {str(error).partition(chr(10))[0]}") from error
     family = sys.modules[timm.model_entrypoint(model).__module__]
     if family.__name__.startswith(f"{__package__}."):  # the file may name its head as a tutorial does
         with torch.device("meta"):

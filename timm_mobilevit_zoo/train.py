@@ -10,6 +10,7 @@ was killed and resumed ends with the same weights as one that was not.
 import copy
 import csv
 import hashlib
+import inspect
 import math
 import shutil
 import tempfile
@@ -38,7 +39,7 @@ from tqdm import tqdm
 from ._data import folder_data, make_loader, named_data
 from ._extras import require
 from ._files import replacing
-from .predict import weights_from
+from .predict import create, load, weights_from
 
 __all__ = ["train"]
 
@@ -290,6 +291,7 @@ def _check_options(options: dict[str, Any]) -> None:
         raise FileNotFoundError(f"data={options['data']!r} is not a folder")
     if options["checkpoint"] and not Path(options["checkpoint"]).is_file():
         raise FileNotFoundError(f"checkpoint={options['checkpoint']!r} is not a file")
+    _check_teacher(options)
     name = options["model"]
     if ":" not in name and not timm.is_model(name):
         raise ValueError(f"model={name!r} is not registered; see timm.list_models()")
@@ -328,6 +330,23 @@ def _check_options(options: dict[str, Any]) -> None:
         raise ValueError(f"warmup_epochs={options['warmup_epochs']} must be below epochs={options['epochs']}")
     if (options["mixup"] or options["cutmix"]) and options["batch_size"] % 2:
         raise ValueError(f"batch_size={options['batch_size']} must be even for mixup and cutmix")
+
+
+def _check_teacher(options: dict[str, Any]) -> None:
+    name = options["teacher"]
+    if not name:
+        for key in ("distill", "temperature", "alpha"):
+            if options[key] != inspect.signature(train).parameters[key].default:
+                raise ValueError(f"{key}={options[key]!r} needs a teacher")
+    elif Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise FileNotFoundError(f"teacher={name!r} is no folder that train left: it holds no config.json")
+    elif ":" not in name:
+        if not timm.is_model(name):
+            raise ValueError(f"teacher={name!r} is neither a folder nor registered; see timm.list_models()")
+        cfg: Any = timm.get_pretrained_cfg(name)
+        if not cfg.has_weights:
+            raise ValueError(f"teacher={name!r} has no published weights; train it, and give the run's folder")
 
 
 def _comparable(options: dict[str, Any], labels: list[str], images: tuple[Any, ...], processes: int) -> dict[str, Any]:
@@ -377,13 +396,11 @@ def _refuse_changes(state: dict[str, Any], now: dict[str, Any]) -> None:
 
 def _create_student(options: dict[str, Any], num_classes: int) -> Any:
     extra = {key: options[key] for key in ("drop_rate", "drop_path_rate")}
-    cfg = timm.get_pretrained_cfg(options["model"]) if ":" not in options["model"] else None
     if options["checkpoint"]:
         extra["pretrained_cfg_overlay"] = weights_from(options["checkpoint"], options["model"])
-    if cfg is not None and cfg.fixed_input_size:  # a plain ViT's positions are made for one size
-        extra["img_size"] = options["img_size"]
-    return timm.create_model(
+    return create(
         options["model"],
+        img_size=options["img_size"],
         pretrained=options["pretrained"] or bool(options["checkpoint"]) or ":" in options["model"],
         num_classes=num_classes,
         in_chans=options["in_chans"],
@@ -423,8 +440,10 @@ def _create_task(student: Any, criterion: nn.Module, labels: list[str], options:
     if not options["teacher"]:
         return ClassificationTask(student, criterion=criterion, verbose=False)
     name = options["teacher"]
-    source = f"local-dir:{name}" if Path(name).is_dir() else name
-    teacher: Any = timm.create_model(source, pretrained=True, in_chans=student.in_chans)
+    # A published network is fitted to other image channels, as timm does; one that was trained on some keeps them.
+    teacher = load(name) if Path(name).is_dir() else load(name, in_chans=student.in_chans)
+    if teacher.in_chans != student.in_chans:
+        raise ValueError(f"teacher={name!r} sees {teacher.in_chans} image channels, the student {student.in_chans}")
     if teacher.num_classes != student.num_classes:
         raise ValueError(f"teacher={name!r} knows {teacher.num_classes} classes, the data has {student.num_classes}")
     taught = list(teacher.pretrained_cfg.get("label_names") or labels)
@@ -464,6 +483,8 @@ def _train_epoch(
     channels_last: bool,
 ) -> dict[str, float]:
     task.train()
+    if hasattr(task, "teacher"):
+        task.teacher.eval()  # timm 1.0.29's tasks would have it learn BatchNorm statistics and drop out
     update = epoch * updates
     loss_sum = torch.zeros((), device=accelerator.device)
     right = torch.zeros((), device=accelerator.device)

@@ -6,7 +6,7 @@ from typing import Any
 from timm.models import build_model_with_cfg
 from torch import Tensor
 
-from ._staged import _strict
+from ._staged import strict_filter
 
 __all__ = ["VIT_LIMITS", "build_sized", "cifar_cfg"]
 
@@ -57,6 +57,5 @@ def build_sized(
             Without a `feature_cfg` the backbone is that of timm's ViTs: maps from its last three blocks.
     """
     kwargs.setdefault("feature_cfg", {"out_indices": 3, "feature_cls": "getter"})
-    strict = kwargs.get("pretrained_strict", True)
-    fits = _strict(filter_fn) if strict else filter_fn
+    fits = strict_filter(filter_fn, kwargs.get("pretrained_strict", True))
     return build_model_with_cfg(model_cls, variant, pretrained, pretrained_filter_fn=fits, **kwargs)

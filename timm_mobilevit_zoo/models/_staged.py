@@ -15,9 +15,10 @@ from timm.layers import SelectAdaptivePool2d, get_device_dtype
 from timm.models import build_model_with_cfg
 from timm.models._features import feature_take_indices  # the package's only private timm import
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["Stage", "StagedModel", "Stem", "build_staged", "check_args"]
+__all__ = ["Stage", "StagedModel", "Stem", "build_staged", "check_args", "strict_filter"]
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 FilterFn = Callable[[dict[str, Any], ModelT], dict[str, Tensor]]
@@ -93,7 +94,7 @@ class Stem(nn.Module):
 
 @contextmanager
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    norms: list[Any] = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+    norms: list[Any] = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     kept = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
@@ -118,7 +119,8 @@ class Stage(nn.Module):
 
     Args:
         downsample: Halves the map and sets its channels; `nn.Identity()` where the stem already did.
-        blocks: Layers that keep the map's size. Gradient checkpointing recomputes them one by one.
+        blocks: Layers that keep the map's size. Gradient checkpointing recomputes them one by one, and BatchNorm counts
+            a batch once all the same; under torch.compile, torch 2.4 counts it twice.
     """
 
     def __init__(self, downsample: nn.Module, blocks: Iterable[nn.Module]) -> None:
@@ -337,13 +339,15 @@ class StagedModel(nn.Module):
         return set()
 
 
-def _strict(filter_fn: FilterFn[ModelT]) -> FilterFn[ModelT]:
+def strict_filter(filter_fn: FilterFn[ModelT], pretrained_strict: bool = True) -> FilterFn[ModelT]:
     """Make a checkpoint filter refuse what does not fit: timm only logs it once the class count differs."""
+    if not pretrained_strict:
+        return filter_fn
 
     def checked(state_dict: dict[str, Any], model: ModelT) -> dict[str, Tensor]:
         out = filter_fn(state_dict, model)
         cfg: Any = model.pretrained_cfg
-        classifiers = cfg["classifier"]  # one name or, as DeiT has, several
+        classifiers = cfg.get("classifier") or "head"  # one name or, as DeiT has, several
         heads = tuple(f"{name}." for name in ([classifiers] if isinstance(classifiers, str) else classifiers))
         wrong = {
             "missing": sorted(k for k in model.state_dict().keys() - out.keys() if not k.startswith(heads)),
@@ -385,7 +389,7 @@ def build_staged(
             model_cls,
             variant,
             pretrained,
-            pretrained_filter_fn=_strict(filter_fn) if kwargs.get("pretrained_strict", True) else filter_fn,
+            pretrained_filter_fn=strict_filter(filter_fn, kwargs.get("pretrained_strict", True)),
             feature_cfg={"out_indices": (1, 2, 3, 4) if stem_level else (0, 1, 2, 3), "flatten_sequential": False},
             **kwargs,
         )

@@ -13,7 +13,7 @@ Code: https://github.com/xmu-xiaoma666/External-Attention-pytorch, commit d75848
 
 Changes from that code, which cannot run as published:
     * the depthwise convolution of an inverted residual has the stride it is given; there it is 1 in every block, and
-      the map never shrinks;
+      the map stays at half the image's side;
     * the last map is averaged whole; there the pooling window fits one image size, and the classifier does not take
       what it leaves;
     * a map that the patch does not divide is resized to the next multiple for the transformer and back, as timm's
@@ -41,6 +41,7 @@ Shapes: B batch, C channels, H x W map, D token width, p patch side, P = p * p p
 """
 
 import re
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -102,8 +103,10 @@ class TransformerBlock(nn.Module):
 class MobileViTAttention(nn.Module):
     """Convolution, transformer over patches, fusion with the input. `(B, C, H, W) -> (B, C, H, W)`, any H and W.
 
-    Order, meaning and defaults of the arguments are the tutorial's. Tokens are positions, not patches: those at the
-    same place of their patch form one sequence of N tokens, and there are P sequences.
+    Order, meaning and defaults of the arguments are the tutorial's, but two have timm's names: its `in_channel`, the
+    map's channels, is `dim` here and has no default, and its `dim`, the width of a token, is `transformer_dim`. Tokens
+    are positions, not patches: those at the same place of their patch form one sequence of N tokens, and there are P
+    sequences.
 
     Args:
         dim: Channels `C` of the map.
@@ -137,7 +140,7 @@ class MobileViTAttention(nn.Module):
         head_dim: int = 64,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
-        drop_path: float | list[float] = 0.0,
+        drop_path: float | Sequence[float] = 0.0,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -148,9 +151,11 @@ class MobileViTAttention(nn.Module):
         _check_sizes(given, sizes)
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size} must be odd")
-        rates = drop_path if isinstance(drop_path, list) else [drop_path] * depth
-        if len(rates) != depth:
-            raise ValueError(f"drop_path={drop_path} must be one rate, or one for each of depth={depth} blocks")
+        rates = drop_path if isinstance(drop_path, Sequence) else [drop_path] * depth
+        if len(rates) != depth or not all(0 <= rate < 1 for rate in rates):
+            raise ValueError(
+                f"drop_path={drop_path} must be one rate of at least 0 and below 1, or one for each of {depth} blocks"
+            )
         self.patch_size = patch_size
         self.conv_kxk = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, **dd)
         self.conv_1x1 = nn.Conv2d(dim, transformer_dim, 1, **dd)
@@ -249,7 +254,8 @@ class MobileViTWide(StagedModel):
     ) -> None:
         given = dict(locals())
         check_args(given, ("embed_dims",), last_three=("transformer_dims", "depths", "mlp_ratios"))
-        if len(stem_dims) != 2 or min(stem_dims) < 1:
+        stems = stem_dims if isinstance(stem_dims, (tuple, list)) else ()
+        if len(stems) != 2 or not all(isinstance(dim, int) and dim >= 1 for dim in stems):
             raise ValueError(f"stem_dims={stem_dims} must be two counts of channels")
         _check_sizes(given, ("num_features", "expand_ratio"))
         rates: Any = calculate_drop_path_rates(drop_path_rate, sum(depths))

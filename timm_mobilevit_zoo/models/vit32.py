@@ -16,8 +16,8 @@ Code: https://github.com/tintn/vision-transformer-from-scratch, commit 52c59c6 (
 Changes from the tutorial's code:
     * the model returns logits, where it returns a tuple of logits and attention maps;
     * initial weights are timm's: class token and patch projection are drawn differently;
-    * its `hidden_dropout_prob` is `proj_drop_rate` and `pos_drop_rate`, its `attention_probs_dropout_prob` is
-      `attn_drop_rate`.
+    * its `attention_probs_dropout_prob` is `attn_drop_rate`; its `hidden_dropout_prob` is close to `proj_drop_rate` and
+      `pos_drop_rate` together, but timm's MLP then drops after its activation too.
 
 There are no trained weights. Loaded weights follow the image size: timm resamples the positions for `img_size=`.
 
