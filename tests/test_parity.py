@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from zoo import GOLDEN, NAMES, STAGED, author_weights, family, own_image, recorded_image
 
+from timm_mobilevit_zoo.maps import attention_maps
 from timm_mobilevit_zoo.predict import weights_from
 
 TOLERANCE = 1e-4  # of the recorded tensor's standard deviation
@@ -84,15 +85,10 @@ def test_input_gradient(golden, weights_file):
 
 @recordings("attention.")
 def test_attention_maps(golden, weights_file):
-    model, maps = create(golden, weights_file), []
-    for module in model.modules():
-        if hasattr(module, "attn_drop"):
-            module.fused_attn = False
-            module.attn_drop.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
-    with torch.inference_mode():
-        model(recorded_image(int(keys(golden, "logits_")[0].removeprefix("logits_"))))
+    size = int(keys(golden, "logits_")[0].removeprefix("logits_"))
+    maps = attention_maps(create(golden, weights_file), recorded_image(size))
     assert len(maps) == len(keys(golden, "attention."))
-    for i, attention in enumerate(maps):
+    for i, attention in enumerate(maps.values()):
         compare(golden, f"attention.{i}", attention)
 
 
