@@ -291,7 +291,6 @@ def _check_options(options: dict[str, Any]) -> None:
         raise FileNotFoundError(f"data={options['data']!r} is not a folder")
     if options["checkpoint"] and not Path(options["checkpoint"]).is_file():
         raise FileNotFoundError(f"checkpoint={options['checkpoint']!r} is not a file")
-    _check_teacher(options)
     name = options["model"]
     if ":" not in name and not timm.is_model(name):
         raise ValueError(f"model={name!r} is not registered; see timm.list_models()")
@@ -330,6 +329,7 @@ def _check_options(options: dict[str, Any]) -> None:
         raise ValueError(f"warmup_epochs={options['warmup_epochs']} must be below epochs={options['epochs']}")
     if (options["mixup"] or options["cutmix"]) and options["batch_size"] % 2:
         raise ValueError(f"batch_size={options['batch_size']} must be even for mixup and cutmix")
+    _check_teacher(options)
 
 
 def _check_teacher(options: dict[str, Any]) -> None:
