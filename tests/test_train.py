@@ -480,7 +480,7 @@ def test_a_trained_folder_at_another_size(digits, tmp_path):
     options |= {"model": f"local-dir:{tmp_path / 'small'}", "img_size": 48}
     train(str(digits), output=str(tmp_path / "large"), **options)
     model = timm.create_model(f"local-dir:{tmp_path / 'large'}", pretrained=True)
-    assert model.pretrained_cfg["input_size"] == (3, 48, 48)
+    assert tuple(model.pretrained_cfg["input_size"]) == (3, 48, 48)
     assert model(torch.zeros(1, 3, 48, 48)).shape == (1, 3)
     fails("img_size=3 is smaller than a patch of .* 4 pixels", digits, tmp_path, **options | {"img_size": 3})
 
