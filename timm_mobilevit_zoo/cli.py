@@ -79,6 +79,24 @@ def _maps(**args: Any) -> int:
     return 0
 
 
+def _check(folder: str) -> int:
+    from .hub import check
+
+    found = check(folder)
+    _say(f"{folder}: {found['architecture']}, {found['num_classes']} classes, {found['params']:,} parameters")
+    for name, digest in found["sha256"].items():
+        _say(f"{name} sha256 {digest}")
+    return 0
+
+
+def _convert(**args: Any) -> int:
+    from .convert import convert
+
+    found = convert(**args)
+    _say(f"wrote {args['output']}: {found['architecture']}, {found['num_classes']} classes, bit for bit")
+    return 0
+
+
 def _demo(**args: Any) -> int:
     from .demo import demo
 
@@ -95,7 +113,7 @@ def _say(line: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from . import __version__, demo, maps, predict, train
+    from . import __version__, convert, demo, hub, maps, predict, train
 
     parser = argparse.ArgumentParser(
         prog="timm-mobilevit-zoo", description="Light-weight vision transformers for timm."
@@ -113,6 +131,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_options(one, predict.predict, leave_out=("model", "images"))
 
     _add_options(_add_command(commands, "maps", _maps, maps.draw_file), maps.draw_file)
+
+    one = _add_command(commands, "check", _check, hub.check)
+    _add_options(one, hub.check, leave_out=("architectures",))
+
+    _add_options(_add_command(commands, "convert", _convert, convert.convert), convert.convert)
 
     _add_options(_add_command(commands, "demo", _demo, demo.demo), demo.demo)
 

@@ -1,0 +1,140 @@
+"""Checkpoints of every kind: those that fit become a folder, the others an error and nothing else."""
+
+import os
+import pickle
+import zipfile
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from zoo import GOLDEN, author_weights, close, create, image
+
+from timm_mobilevit_zoo import hub
+from timm_mobilevit_zoo.cli import main
+from timm_mobilevit_zoo.convert import convert, read_checkpoint
+
+GOLDEN_OF_NAME = min(GOLDEN, key=lambda path: sum(value.numel() for value in author_weights(path).values()))
+NAME = GOLDEN_OF_NAME.stem
+
+
+@pytest.fixture
+def tensors():
+    return author_weights(GOLDEN_OF_NAME)
+
+
+def expected(tmp_path, tensors):
+    save_file(tensors, tmp_path / "expected.safetensors")
+    return create(NAME, pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "expected.safetensors")})
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_authors_checkpoints_become_folders(path, tmp_path):
+    torch.save({"model": author_weights(path), "epoch": 3}, tmp_path / "authors.pth")
+    found = convert(str(tmp_path / "authors.pth"), model=path.stem, output=str(tmp_path / "out"), license="mit")
+    assert found == hub.check(tmp_path / "out")
+    assert found["architecture"] == path.stem
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    save_file(author_weights(path), tmp_path / "authors.safetensors")
+    direct = create(path.stem, pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "authors.safetensors")})
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in direct.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("suffix", "nest"),
+    [
+        ("pth", lambda weights: weights),
+        ("pt", lambda weights: {"state_dict": weights}),
+        ("tar", lambda weights: {"state_dict": {"model": weights}, "optimizer": {"state": {0: torch.ones(2)}}}),
+        ("pth", lambda weights: {f"module.{key}": value for key, value in weights.items()}),
+        ("pth", lambda weights: {"model": {f"_orig_mod.module.{key}": value for key, value in weights.items()}}),
+    ],
+)
+def test_nests_and_prefixes(tmp_path, tensors, suffix, nest):
+    torch.save(nest(tensors), tmp_path / f"file.{suffix}")
+    convert(str(tmp_path / f"file.{suffix}"), model=NAME, output=str(tmp_path / "out"), license="mit")
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    x = image(*model.pretrained_cfg["input_size"][1:])
+    close(model(x), expected(tmp_path, tensors)(x))
+
+
+def test_averaged_weights_when_asked(tmp_path, tensors):
+    doubled = {key: 2 * value for key, value in tensors.items()}
+    torch.save({"state_dict": tensors, "state_dict_ema": doubled}, tmp_path / "both.pth")
+    key = next(iter(tensors))
+    assert torch.equal(read_checkpoint(tmp_path / "both.pth")[key], tensors[key])
+    assert torch.equal(read_checkpoint(tmp_path / "both.pth", ema=True)[key], doubled[key])
+    torch.save(tensors, tmp_path / "plain.pth")
+    with pytest.raises(ValueError, match="holds no averaged weights"):
+        read_checkpoint(tmp_path / "plain.pth", ema=True)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch owned",)
+
+
+def bomb(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"0" * 10_000_000)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path, _: None, "is no file"),
+        (lambda path, _: path.write_text("hello"), "cannot be read as weights"),
+        (lambda path, _: path.write_bytes(b""), "cannot be read as weights"),
+        (lambda path, _: path.write_bytes(pickle.dumps(Evil())), "cannot be read as weights"),
+        (lambda path, _: torch.save({"model": Evil()}, path), "cannot be read as weights"),
+        (lambda path, _: bomb(path), "unpacks to 10,000,000 bytes"),
+        (
+            lambda path, w: (torch.save(w, path), path.write_bytes(path.read_bytes()[:-500])),
+            "cannot be read as weights",
+        ),
+        (lambda path, _: torch.save([1, 2], path), "holds no tensors by name"),
+        (lambda path, _: torch.save({"epoch": 3}, path), "holds no tensors by name"),
+        (lambda path, w: torch.save(w | {"stray.weight": torch.ones(1)}, path), r"stray\.weight is unknown"),
+        (lambda path, w: torch.save(dict(list(w.items())[1:]), path), "is missing"),
+        (lambda path, w: torch.save(w | {next(iter(w)): torch.ones(1, 2)}, path), r"is \(1, 2\), not"),
+        (lambda path, w: torch.save(w | {next(iter(w)): float("nan") * next(iter(w.values()))}, path), "holds NaN"),
+        (lambda path, _: torch.save(timm.create_model("test_vit").state_dict(), path), "does not fit"),
+    ],
+)
+def test_what_cannot_be_converted(tmp_path, tensors, monkeypatch, write, message):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "file.pth", tensors)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        convert("file.pth", model=NAME, output="out", license="mit")
+    assert set(os.listdir(tmp_path)) <= {"file.pth"}
+
+
+def test_broken_safetensors(tmp_path):
+    (tmp_path / "file.safetensors").write_bytes(b"hello")
+    with pytest.raises(ValueError, match="is no file of safetensors"):
+        convert(str(tmp_path / "file.safetensors"), model=NAME, output=str(tmp_path / "out"), license="mit")
+    with pytest.raises(ValueError, match="model='resnet18' is none of this package's"):
+        convert(str(tmp_path / "file.safetensors"), model="resnet18", output=str(tmp_path / "out"), license="mit")
+
+
+def test_commands(tmp_path, tensors, capsys):
+    torch.save(tensors, tmp_path / "file.pth")
+
+    def call(*args):
+        with pytest.raises(SystemExit) as stopped:
+            main([str(arg) for arg in args])
+        return stopped.value.code, *capsys.readouterr()
+
+    code, out, _ = call("convert", tmp_path / "file.pth", "-m", NAME, "-o", tmp_path / "out", "--license", "mit")
+    assert (code, out.split(":")[0]) == (0, f"wrote {tmp_path / 'out'}")
+    code, out, _ = call("check", tmp_path / "out")
+    assert code == 0
+    assert out.startswith(f"{tmp_path / 'out'}: {NAME}, ")
+    assert "model.safetensors sha256 " in out
+    (tmp_path / "out" / "weights.bin").write_text("x")
+    code, _, err = call("check", tmp_path / "out")
+    assert code == 2
+    assert err == "timm-mobilevit-zoo: error: weights.bin is a pickle or an archive; weights are safetensors only\n"
+    code, _, err = call("convert", tmp_path / "file.pth", "-m", NAME, "-o", tmp_path / "new", "--license", "MIT")
+    assert code == 2
+    assert "card['license']='MIT' must be one of" in err

@@ -1,0 +1,285 @@
+"""Folders of weights: written whole, reloaded bit for bit, and strangers' refused by what is wrong with them."""
+
+import json
+import os
+import re
+import shutil
+import sys
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from timm.models import save_for_hf
+from zoo import FIRST, NAMES, create
+
+from timm_mobilevit_zoo import hub
+from timm_mobilevit_zoo._checks import Refused
+
+CARD = {"license": "mit"}
+SMALL = min(NAMES, key=lambda name: sum(p.numel() for p in timm.create_model(name).parameters()))
+CONVOLUTIONAL = next(name for name in FIRST if any("running_var" in key for key in create(name).state_dict()))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folders = {}
+    for name in {SMALL, CONVOLUTIONAL}:
+        folders[name] = tmp_path_factory.mktemp("exported") / name
+        hub.export(create(name, num_classes=3), folders[name], card=CARD)
+    return folders
+
+
+@pytest.fixture
+def folder(exported, tmp_path):
+    return shutil.copytree(exported[SMALL], tmp_path / "folder")
+
+
+# Export
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_export_reloads_bit_for_bit(name, tmp_path):
+    model = create(name, num_classes=5, in_chans=1).to(memory_format=torch.channels_last)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    found = hub.export(model, tmp_path / "folder", card=CARD | {"dataset": "digits", "metrics": {"top-1": 97.5}})
+    assert sorted(os.listdir(tmp_path / "folder")) == ["README.md", "config.json", "model.safetensors"]
+    assert os.listdir(tmp_path) == ["folder"]
+    assert found == hub.check(tmp_path / "folder")
+    assert found["architecture"] == name
+    again = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True)
+    assert again.num_classes == 5
+    assert again.in_chans == 1
+    assert all(torch.equal(again.state_dict()[key], value) for key, value in before.items())
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+    config = json.loads((tmp_path / "folder" / "config.json").read_text())
+    assert "num_classes" not in config.get("model_args", {})
+    assert config["pretrained_cfg"]["license"] == "mit"
+    assert config["pretrained_cfg"]["input_size"][0] == 1
+    assert "tag" not in config["pretrained_cfg"]
+
+
+def test_the_card_tells_what_it_is_given(tmp_path):
+    told = {
+        "description": "A model for tests.",
+        "dataset": "digits",
+        "metrics": {"top-1": 97.5},
+        "source": "https://example.org/weights",
+        "citation": "@misc{digits}",
+        "tags": ["tiny"],
+    }
+    hub.export(create(SMALL), tmp_path / "folder", card=CARD | told)
+    card = (tmp_path / "folder" / "README.md").read_text()
+    head, body = card.removeprefix("---\n").split("---\n", 1)
+    for line in ("license: mit", "library_name: timm", "pipeline_tag: image-classification", "- digits", "- tiny"):
+        assert line in head.splitlines()
+    assert "value: 97.5" in head
+    assert "transformers" not in card
+    for text in ("import timm_mobilevit_zoo", *[v for v in told.values() if isinstance(v, str)]):
+        assert text in body
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        ({}, r"card\['license'\]=None must be one of .*apache-2.0.*"),
+        ({"license": "MIT"}, r"card\['license'\]='MIT' must be one of"),
+        ({"license": "other"}, "needs license_name and license_link"),
+        ({"license": "mit", "licence": "mit"}, "card has no entry licence"),
+    ],
+)
+def test_a_card_needs_a_licence(tmp_path, card, message):
+    with pytest.raises(ValueError, match=message):
+        hub.export(create(SMALL), tmp_path / "folder", card=card)
+    assert not os.listdir(tmp_path)
+
+
+def test_what_cannot_be_exported(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="full' holds something"):
+        hub.export(create(SMALL), tmp_path / "full", card=CARD)
+    with pytest.raises(ValueError, match="model='resnet18' is none of this package's"):
+        hub.export(timm.create_model("resnet18"), tmp_path / "new", card=CARD)
+    broken = create(SMALL)
+    broken.head.bias.data[0] = float("nan")
+    with pytest.raises(ValueError, match=r"head\.bias holds NaN or infinite values"):
+        hub.export(broken, tmp_path / "new", card=CARD)
+    with pytest.raises(
+        ValueError, match=r"depth|missing|unexpected"
+    ):  # older timm records no arguments: by its tensors
+        hub.export(timm.create_model(SMALL, depth=2), tmp_path / "new", card=CARD)
+    assert sorted(os.listdir(tmp_path)) == ["full"]
+
+
+# What is refused
+
+
+def config(**changes):
+    def change(folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def inside(entry, **changes):
+    def change(folder):
+        path = folder / "config.json"
+        whole = json.loads(path.read_text())
+        whole[entry] = whole.get(entry, {}) | changes
+        path.write_text(json.dumps(whole))
+
+    return change
+
+
+def text(content):
+    return lambda folder: (folder / "config.json").write_bytes(content)
+
+
+def weights(change):
+    def rewrite(folder):
+        tensors = load_file(folder / "model.safetensors")
+        tensors = change(tensors) or tensors
+        save_file(tensors, folder / "model.safetensors")
+
+    return rewrite
+
+
+def first(tensors):
+    return next(key for key, value in tensors.items() if value.is_floating_point() and value.dim() > 1)
+
+
+def file(name, content=b"x"):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def link_out(folder):
+    shutil.move(folder / "model.safetensors", folder.parent / "elsewhere.safetensors")
+    (folder / "model.safetensors").symlink_to(folder.parent / "elsewhere.safetensors")
+
+
+def truncate(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def huge_header(folder):
+    (folder / "model.safetensors").write_bytes((2**62).to_bytes(8, "little") + b"{}")
+
+
+HOSTILE = {
+    "no config": (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "a pickle beside": (file("pytorch_model.bin"), "pytorch_model.bin is a pickle"),
+    "a pickle below": (lambda f: ((f / "deep").mkdir(), file("deep/a.PKL")(f)), "a.PKL is a pickle"),
+    "a link out": (link_out, "model.safetensors is a link that leads out"),
+    "a folder for weights": (
+        lambda f: ((f / "model.safetensors").unlink(), (f / "model.safetensors").mkdir()),
+        "model.safetensors is no regular file",
+    ),
+    "a vast config": (text(b" " * (9 << 20)), "config.json has more than 8388608 bytes"),
+    "text for a config": (text(b"hello"), "config.json is no JSON"),
+    "other bytes": (text(b"\xff\xfe\x00"), "config.json is no JSON: UnicodeDecodeError"),
+    "deep nesting": (text(b"[" * 200_000), "config.json is no JSON: RecursionError"),
+    "a list": (text(b"[]"), "config.json is no object"),
+    "NaN in JSON": (text(b'{"num_classes": NaN}'), "NaN is no number in JSON"),
+    "an entry twice": (text(b'{"num_classes": 3, "num_classes": 4}'), "num_classes given twice"),
+    "an unknown entry": (config(auto_map={"AutoModel": "evil.py"}), "unknown entries auto_map"),
+    "another architecture": (config(architecture="resnet18"), "architecture='resnet18' is none of this package's"),
+    "no architecture": (config(architecture=None), "architecture='None' is none"),
+    "a module path": (config(architecture="os.system"), "architecture='os.system' is none"),
+    "too many classes": (config(num_classes=10**9), "num_classes=1000000000 must be a whole number up to 100000"),
+    "true classes": (config(num_classes=True), "num_classes=True must be a whole number"),
+    "fewer than none": (config(num_classes=-1), "num_classes=-1 must be"),
+    "arguments as a list": (config(model_args=[1]), "model_args is no object"),
+    "a vast network": (inside("model_args", embed_dim=10**6), "model_args: embed_dim cannot be set"),
+    "loose loading": (inside("model_args", pretrained_strict=False), "model_args: pretrained_strict cannot be set"),
+    "weights from elsewhere": (inside("model_args", pretrained_cfg_overlay={}), "pretrained_cfg_overlay cannot be set"),
+    "two class counts": (inside("model_args", num_classes=7), "model_args.num_classes=7 is not num_classes=3"),
+    "many channels": (inside("model_args", in_chans=10**6), "model_args.in_chans=1000000 must be 1 to 64"),
+    "a vast image": (inside("model_args", img_size=10**6), "model_args.img_size=1000000 must be one or two sides"),
+    "a pool that is no name": (inside("model_args", global_pool=[1]), r"model_args.global_pool='\[1\]'"),
+    "a pool that is none": (inside("model_args", global_pool="evil"), "cannot be built with"),
+    "no settings": (config(pretrained_cfg=None), "pretrained_cfg is missing or no object"),
+    "an address": (inside("pretrained_cfg", url="http://127.0.0.1/w"), "pretrained_cfg.url names other weights"),
+    "a local file": (inside("pretrained_cfg", file="/etc/passwd"), "pretrained_cfg.file names other weights"),
+    "another repository": (inside("pretrained_cfg", hf_hub_id="a/b"), "pretrained_cfg.hf_hub_id names other weights"),
+    "unknown settings": (inside("pretrained_cfg", evil=1), "pretrained_cfg: unknown entries evil"),
+    "own loading": (inside("pretrained_cfg", custom_load=True), "pretrained_cfg.custom_load=True must be false"),
+    "classes in words": (inside("pretrained_cfg", num_classes="ten"), "pretrained_cfg.num_classes=ten must be a whole"),
+    "a size of text": (inside("pretrained_cfg", input_size="3x3"), "pretrained_cfg.input_size=3x3 must be channels"),
+    "a size that is none": (inside("pretrained_cfg", input_size=5), "pretrained_cfg.input_size=5 must be channels"),
+    "a size of nothing": (inside("pretrained_cfg", input_size=[]), "pretrained_cfg.input_size"),
+    "a number without end": (text(b'{"num_classes": ' + b"9" * 10000 + b"}"), "config.json is no JSON: ValueError"),
+    "a size too large": (inside("pretrained_cfg", input_size=[3, 10**5, 32]), "pretrained_cfg.input_size="),
+    "other channels": (inside("pretrained_cfg", input_size=[1, 32, 32]), "has 1 channels, not 3|one a channel"),
+    "a mean of text": (inside("pretrained_cfg", mean=["a", "b", "c"]), "pretrained_cfg.mean="),
+    "no deviation": (inside("pretrained_cfg", std=[0, 0, 0]), "pretrained_cfg.std="),
+    "a crop of nothing": (inside("pretrained_cfg", crop_pct=0), "pretrained_cfg.crop_pct=0 must be 0.01 to 2"),
+    "no interpolation": (inside("pretrained_cfg", interpolation="evil"), "interpolation='evil' is none of"),
+    "no crop": (inside("pretrained_cfg", crop_mode="evil"), "crop_mode='evil' is none of"),
+    "labels as text": (config(label_names="abc"), "label_names is no list"),
+    "too few labels": (config(label_names=["a", "b"]), "label_names has 2 entries, num_classes is 3"),
+    "labels that move the cursor": (config(label_names=["a", "b", "\x1b[2J"]), "label_names must be printable"),
+    "labels twice": (config(label_names=["a", "a", "b"]), "label_names are not all different"),
+    "descriptions as a list": (config(label_descriptions=["a"]), "label_descriptions is no object"),
+    "vast descriptions": (config(label_descriptions={"a": "x" * 4000}), "label_descriptions must be strings"),
+    "a truncated file": (truncate, "model.safetensors is no file of safetensors"),
+    "a vast header": (huge_header, "model.safetensors is no file of safetensors"),
+    "text for weights": (file("model.safetensors", b"hello"), "model.safetensors is no file of safetensors"),
+    "a tensor too few": (weights(lambda t: t.pop(first(t)) is None or t), "model.safetensors: 1 missing, as"),
+    "a tensor too many": (weights(lambda t: t | {"evil": torch.ones(1)}), "model.safetensors: 1 unexpected, as evil"),
+    "another shape": (weights(lambda t: t | {first(t): torch.ones(1)}), r"is \(1,\), not \("),
+    "another type": (weights(lambda t: t | {first(t): t[first(t)].half()}), "is F16, not torch.float32"),
+    "NaN": (weights(lambda t: t[first(t)].view(-1)[0].fill_(float("nan")) is None or t), "holds NaN or infinite"),
+    "infinite": (weights(lambda t: t[first(t)].view(-1)[0].fill_(float("inf")) is None or t), "holds NaN or infinite"),
+}
+
+
+def test_an_exported_folder_passes(exported):
+    for name, path in exported.items():
+        assert hub.check(path)["architecture"] == name
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_folders_are_refused_by_name(folder, case):
+    attack, message = HOSTILE[case]
+    attack(folder)
+    with pytest.raises(Refused, match=message) as refused:
+        hub.check(folder)
+    assert len(str(refused.value)) < 1000
+    assert "\x1b" not in str(refused.value)
+
+
+def test_negative_variances_are_refused(exported, tmp_path):
+    path = shutil.copytree(exported[CONVOLUTIONAL], tmp_path / "folder")
+    tensors = load_file(path / "model.safetensors")
+    key = next(key for key in tensors if key.endswith("running_var"))
+    tensors[key][0] = -1
+    save_file(tensors, path / "model.safetensors")
+    with pytest.raises(Refused, match=f"{re.escape(key)} holds negative variances"):
+        hub.check(path)
+
+
+def test_a_vast_network_costs_no_memory(folder):
+    if sys.platform != "linux":
+        pytest.skip("reads the process's size from /proc")
+    inside("model_args", img_size=4096)(folder)
+
+    def peak():
+        with open("/proc/self/status") as status:
+            return int(re.search(r"VmHWM:\s+(\d+) kB", status.read())[1])
+
+    before = peak()
+    with pytest.raises(Refused, match=r"pos_embed is|parameters; at most"):
+        hub.check(folder)
+    assert peak() - before < 200_000, "kB"
+
+
+def test_folders_of_timms_own_export_pass(tmp_path):
+    save_for_hf(create(SMALL, num_classes=4), tmp_path / "theirs", safe_serialization=True)
+    assert hub.check(tmp_path / "theirs")["num_classes"] == 4
+    save_for_hf(timm.create_model("test_vit"), tmp_path / "foreign", safe_serialization=True)
+    with pytest.raises(Refused, match="architecture='test_vit' is none of this package's"):
+        hub.check(tmp_path / "foreign")

@@ -1,0 +1,162 @@
+"""Turn a checkpoint, an author's or a trainer's, into a checked folder of weights."""
+
+import re
+import sys
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ._checks import our_models
+from .hub import export
+
+__all__ = ["convert", "read_checkpoint"]
+
+AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+NESTS = ("state_dict", "model", "module", "net", "params")
+WRAPPERS = r"^(?:module\.|_orig_mod\.)+"  # of DataParallel and torch.compile
+
+
+def read_checkpoint(file: str | Path, *, ema: bool = False) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint by name, in whatever layout it has.
+
+    Pickles are read without running what they hold (`weights_only=True`).
+
+    Args:
+        file: `.safetensors`, or what `torch.save` wrote: a state dict, bare or below `state_dict`, `model` or the like.
+        ema: Take the averaged weights.
+
+    Raises:
+        FileNotFoundError: For a file that is not there.
+        ValueError: For a file that holds no weights, or none that are averaged.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint={str(path)!r} is no file")
+    if path.suffix == ".safetensors":
+        try:
+            found: Any = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"checkpoint={str(path)!r} is no file of safetensors: {str(error)[:200]}") from None
+    else:
+        _refuse_bombs(path)
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # truncated, text, foreign pickles: torch has an error for each
+            reason = str(error).partition("\n")[0][:200]
+            raise ValueError(f"checkpoint={str(path)!r} cannot be read as weights: {reason}") from None
+    if ema:
+        found = next((found[key] for key in AVERAGES if isinstance(found, Mapping) and key in found), None)
+        if found is None:
+            raise ValueError(f"checkpoint={str(path)!r} holds no averaged weights ({', '.join(AVERAGES)})")
+    while isinstance(found, Mapping) and (inner := next((key for key in NESTS if _is_nest(found, key)), None)):
+        found = found[inner]
+    tensors = {key: value for key, value in found.items() if isinstance(value, Tensor)} if _is_dict(found) else {}
+    if not tensors:
+        raise ValueError(f"checkpoint={str(path)!r} holds no tensors by name")
+    return {re.sub(WRAPPERS, "", key): value for key, value in tensors.items()}
+
+
+def convert(
+    checkpoint: str,
+    *,
+    model: str,
+    output: str,
+    license: str,
+    license_name: str = "",
+    license_link: str = "",
+    dataset: str = "",
+    source: str = "",
+    description: str = "",
+    ema: bool = False,
+    img_size: int | None = None,
+) -> dict[str, Any]:
+    """Convert a checkpoint, the authors' or one of timm's training, into a folder that timm loads.
+
+    Args:
+        checkpoint: File with weights: safetensors, or what torch.save wrote.
+        model: Registered name of this package.
+        output: Folder to write, new or empty.
+        license: Licence of the weights, as the Hub names it.
+        license_name: Its name, for the licence other.
+        license_link: Its address, for the licence other.
+        dataset: Data that the weights were trained on.
+        source: Where the weights come from.
+        description: Words for the model card.
+        ema: Take the averaged weights.
+        img_size: Side of the square input, in pixels, of a model that is made for one; the model's own where not given.
+
+    Returns:
+        What `hub.check` returns of the folder.
+
+    Raises:
+        FileNotFoundError: For a checkpoint that is not there.
+        ValueError: For a checkpoint that cannot be read or does not fit, by the names of what does not; and as
+            `hub.export`. Nothing is left in the output then.
+    """
+    if model not in our_models():
+        raise ValueError(f"model={model!r} is none of this package's: {', '.join(our_models())}")
+    tensors = read_checkpoint(checkpoint, ema=ema)
+    family = sys.modules[timm.model_entrypoint(model).__module__]
+    cfg: Any = timm.get_pretrained_cfg(model)
+    size: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
+    with torch.device("meta"):
+        plain: Any = timm.create_model(model, **size)
+    weights: dict[str, Tensor] = family.checkpoint_filter_fn(tensors, plain)
+    classifier = cfg.classifier if isinstance(cfg.classifier, str) else cfg.classifier[0]
+    head = weights.get(f"{classifier}.weight")
+    first = weights.get(f"{cfg.first_conv}.weight")
+    network: Any = timm.create_model(
+        model,
+        num_classes=0 if head is None or head.ndim != 2 else len(head),
+        in_chans=3 if first is None or first.ndim != 4 else first.shape[1],
+        **size,
+    )
+    _fit(weights, network.state_dict(), checkpoint, model)
+    network.load_state_dict(weights)
+    network.pretrained_cfg["num_classes"] = network.num_classes
+    words = dict(
+        license=license,
+        license_name=license_name,
+        license_link=license_link,
+        dataset=dataset,
+        source=source,
+        description=description,
+    )
+    return export(network, output, card={key: value for key, value in words.items() if value})
+
+
+def _is_dict(found: Any) -> bool:
+    return isinstance(found, Mapping) and all(isinstance(key, str) for key in found)
+
+
+def _is_nest(found: Mapping[str, Any], key: str) -> bool:
+    return isinstance(found.get(key), Mapping)
+
+
+def _refuse_bombs(path: Path) -> None:
+    """`torch.save` stores tensors as they are; an archive that unpacks to more than its size was made for harm."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > path.stat().st_size:
+        raise ValueError(f"checkpoint={str(path)!r} unpacks to {size:,} bytes, more than it has: not torch's work")
+
+
+def _fit(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], checkpoint: str, model: str) -> None:
+    odd = [f"{key} is missing" for key in wanted.keys() - weights.keys()]
+    odd += [f"{key} is unknown" for key in weights.keys() - wanted.keys()]
+    odd += [
+        f"{key} is {tuple(weights[key].shape)}, not {tuple(wanted[key].shape)}"
+        for key in wanted.keys() & weights.keys()
+        if weights[key].shape != wanted[key].shape
+    ]
+    if odd:
+        raise ValueError(f"checkpoint={checkpoint!r} does not fit {model}: {'; '.join(sorted(odd))}")
