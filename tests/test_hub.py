@@ -230,6 +230,8 @@ HOSTILE = {
     "text for weights": (file("model.safetensors", b"hello"), "model.safetensors is no file of safetensors"),
     "a tensor too few": (weights(lambda t: t.pop(first(t)) is None or t), "model.safetensors: 1 missing, as"),
     "a tensor too many": (weights(lambda t: t | {"evil": torch.ones(1)}), "model.safetensors: 1 unexpected, as evil"),
+    "a tensor that moves the cursor": (weights(lambda t: t | {"\x1b[2J": torch.ones(1)}), r"1 unexpected, as \?\[2J"),
+    "an entry that moves the cursor": (config(**{"\x1b[2J": 1}), r"unknown entries \?\[2J"),
     "another shape": (weights(lambda t: t | {first(t): torch.ones(1)}), r"is \(1,\), not \("),
     "another type": (weights(lambda t: t | {first(t): t[first(t)].half()}), "is F16, not torch.float32"),
     "NaN": (weights(lambda t: t[first(t)].view(-1)[0].fill_(float("nan")) is None or t), "holds NaN or infinite"),

@@ -64,6 +64,9 @@ TYPES = {
 class Refused(ValueError):  # noqa: N818, it says what happened
     """A folder, a file or an entry in it is not what a set of weights must be."""
 
+    def __init__(self, message: str) -> None:  # it quotes a stranger, who may try to move the reader's cursor
+        super().__init__("".join(letter if letter.isprintable() else "?" for letter in message))
+
 
 def _need(holds: bool, message: str) -> None:
     if not holds:
