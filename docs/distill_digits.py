@@ -13,14 +13,15 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from timm_mobilevit_zoo.demo import DIGITS, write_digits
+from timm_mobilevit_zoo.train import train
+
 DOCS = Path(__file__).resolve().parent
 TABLE, PICTURE = DOCS / "distillation.csv", DOCS / "img" / "distillation.png"
 PAGES = (DOCS / "learn" / "distillation.md", DOCS / "zh" / "distillation.md")
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 SEEDS = (0, 1, 2)
-COMMON: dict[str, Any] = dict(
-    img_size=32, crop_pct=1.0, scale=(0.7, 1.0), hflip=0.0, color_jitter=0.0, workers=0, warmup_epochs=1
-)
+COMMON: dict[str, Any] = DIGITS | dict(img_size=32, workers=0, warmup_epochs=1)
 TEACHER: dict[str, Any] = dict(model="cloformer_xxs", epochs=15, warmup_epochs=3)
 # Epochs and learning rate of the two transformers were chosen by a run without a teacher, with a seed that is not in
 # the table, so that a student learns something but not everything. No other setting was chosen by a result.
@@ -50,9 +51,6 @@ STUDENTS: tuple[tuple[str, dict[str, Any], tuple[dict[str, Any], ...]], ...] = (
 
 def measure(folder: Path) -> None:
     """Train every run below `folder` and write the table; a run is a row when it ends."""
-    from timm_mobilevit_zoo.demo import write_digits
-    from timm_mobilevit_zoo.train import train
-
     data = str(folder / "digits")
     write_digits(data)
     train(data, output=str(folder / "teacher"), **COMMON | TEACHER)

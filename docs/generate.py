@@ -16,7 +16,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import timm_mobilevit_zoo
+from timm_mobilevit_zoo._checks import our_models
 
 __all__ = ["check", "expected_files", "variants", "write"]
 
@@ -28,8 +28,7 @@ BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 
 def variants() -> list[str]:
     """Return `name.tag` of every pretrained config that the package registers, smallest network of a family first."""
-    package = timm_mobilevit_zoo.__name__ + "."
-    ours = [n for n in timm.list_models() if timm.model_entrypoint(n).__module__.startswith(package)]
+    ours = our_models()
     tagged = [t for t in timm.list_models(include_tags=True) if t.partition(".")[0] in ours]
     return sorted(tagged, key=lambda t: (timm.model_entrypoint(t.partition(".")[0]).__module__, _params(t), t))
 

@@ -71,14 +71,13 @@ def mobilevit_block(path: Path) -> None:
 
 def _attention_over_a_digit(path: Path, model: str, digit: str, **options: Any) -> None:
     """Train a model on digits and draw what it attends to over one that it has not seen."""
-    from timm_mobilevit_zoo.demo import write_digits
+    from timm_mobilevit_zoo.demo import DIGITS, write_digits
     from timm_mobilevit_zoo.maps import draw_file
     from timm_mobilevit_zoo.train import train
 
     with tempfile.TemporaryDirectory() as folder:
         write_digits(f"{folder}/digits")
-        common: dict[str, Any] = dict(crop_pct=1.0, scale=(0.7, 1.0), hflip=0.0, color_jitter=0.0, workers=0)
-        train(f"{folder}/digits", model=model, output=f"{folder}/run", **common | options)
+        train(f"{folder}/digits", model=model, output=f"{folder}/run", **DIGITS | dict(workers=0) | options)
         image = min(Path(folder, "digits", "val", digit).iterdir())
         draw_file(f"{folder}/run", str(image), output=str(path), overwrite=True)
     with Image.open(path) as picture:

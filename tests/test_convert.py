@@ -109,6 +109,14 @@ def test_what_cannot_be_converted(tmp_path, tensors, monkeypatch, write, message
     assert set(os.listdir(tmp_path)) <= {"file.pth"}
 
 
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_an_image_size_is_for_models_made_for_one(path, tmp_path):
+    torch.save(author_weights(path), tmp_path / "authors.pth")
+    convert(str(tmp_path / "authors.pth"), model=path.stem, output=str(tmp_path / "out"), license="mit", img_size=64)
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    assert torch.isfinite(model(image(64, 64))).all()
+
+
 def test_broken_safetensors(tmp_path):
     (tmp_path / "file.safetensors").write_bytes(b"hello")
     with pytest.raises(ValueError, match="is no file of safetensors"):

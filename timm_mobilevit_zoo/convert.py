@@ -1,7 +1,6 @@
 """Turn a checkpoint, an author's or a trainer's, into a checked folder of weights."""
 
 import re
-import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from ._checks import our_models
 from .hub import export
+from .predict import create, head_of, translate
 
 __all__ = ["convert", "read_checkpoint"]
 
@@ -103,20 +103,14 @@ def convert(
     if model not in our_models():
         raise ValueError(f"model={model!r} is none of this package's: {', '.join(our_models())}")
     tensors = read_checkpoint(checkpoint, ema=ema)
-    family = sys.modules[timm.model_entrypoint(model).__module__]
+    weights = translate(tensors, model, img_size)
     cfg: Any = timm.get_pretrained_cfg(model)
-    size: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
-    with torch.device("meta"):
-        plain: Any = timm.create_model(model, **size)
-    weights: dict[str, Tensor] = family.checkpoint_filter_fn(tensors, plain)
-    classifier = cfg.classifier if isinstance(cfg.classifier, str) else cfg.classifier[0]
-    head = weights.get(f"{classifier}.weight")
-    first = weights.get(f"{cfg.first_conv}.weight")
-    network: Any = timm.create_model(
+    head, first = head_of(weights, model), weights.get(f"{cfg.first_conv}.weight")
+    network = create(
         model,
+        img_size=img_size,
         num_classes=0 if head is None or head.ndim != 2 else len(head),
         in_chans=3 if first is None or first.ndim != 4 else first.shape[1],
-        **size,
     )
     _fit(weights, network.state_dict(), checkpoint, model)
     network.load_state_dict(weights)

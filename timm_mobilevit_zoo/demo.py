@@ -13,7 +13,10 @@ from ._extras import require
 from .predict import load, predict
 from .train import train
 
-__all__ = ["demo", "write_digits"]
+__all__ = ["DIGITS", "demo", "write_digits"]
+
+# How to train on digits: all of the image counts, and a mirrored or recoloured digit is none.
+DIGITS: dict[str, Any] = dict(crop_pct=1.0, scale=(0.7, 1.0), hflip=0.0, color_jitter=0.0)
 
 
 def write_digits(folder: str | Path, *, val_every: int = 5) -> dict[str, int]:
@@ -73,14 +76,11 @@ def demo(*, output: str = "demo", model: str = "cloformer_xxs", epochs: int = 15
         model=model,
         output=str(root / "run"),
         img_size=32,
-        crop_pct=1.0,
         epochs=epochs,
         warmup_epochs=min(3, epochs - 1),
         seed=seed,
-        scale=(0.7, 1.0),
-        hflip=0.0,
-        color_jitter=0.0,
         workers=1,
+        **DIGITS,
     )
     trained = load(str(root / "run"))
     paths = sorted((root / "digits" / "val").glob("*/*.png"))

@@ -1,17 +1,19 @@
 """Classify images with a model that a training run left, or that timm can create with weights."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from timm.data import create_transform, resolve_data_config
+from torch import Tensor
 
+from ._checks import our_models
 from ._data import read_image
 
-__all__ = ["create", "load", "predict", "weights_from"]
+__all__ = ["create", "head_of", "load", "predict", "translate", "weights_from"]
 
 
 def create(name: str, *, img_size: int | None = None, **kwargs: Any) -> Any:
@@ -75,18 +77,30 @@ def weights_from(file: str, model: str) -> dict[str, Any]:
     overlay: dict[str, Any] = {"file": file}
     if ":" in model:
         return overlay
-    cfg: Any = timm.get_pretrained_cfg(model)
-    name = cfg.classifier if isinstance(cfg.classifier, str) else cfg.classifier[0]  # several are equally wide
     try:
         weights = timm.models.load_state_dict(file)
     except Exception as error:  # each format has errors of its own
         raise ValueError(f"checkpoint={file!r} is no file of weights: {str(error).partition(chr(10))[0]}") from error
-    family = sys.modules[timm.model_entrypoint(model).__module__]
-    if family.__name__.startswith(f"{__package__}."):  # the file may name its head as a tutorial does
-        with torch.device("meta"):
-            weights = family.checkpoint_filter_fn(weights, timm.create_model(model))
-    head = weights.get(f"{name}.weight")
+    if model in our_models():  # the file may name its head as a tutorial does
+        weights = translate(weights, model)
+    head = head_of(weights, model)
     return overlay if head is None else overlay | {"num_classes": len(head)}
+
+
+def translate(weights: dict[str, Tensor], model: str, img_size: int | None = None) -> dict[str, Tensor]:
+    """Return weights in the layout of one of this package's models, whatever layout they have."""
+    family = sys.modules[timm.model_entrypoint(model).__module__]
+    with torch.device("meta"):
+        network = create(model, img_size=img_size)
+    translated: dict[str, Tensor] = family.checkpoint_filter_fn(weights, network)
+    return translated
+
+
+def head_of(weights: Mapping[str, Tensor], model: str) -> Tensor | None:
+    """Return the classifier's weights, `(num_classes, C)`, from a state dict in the model's layout, None without."""
+    cfg: Any = timm.get_pretrained_cfg(model)
+    name = cfg.classifier if isinstance(cfg.classifier, str) else cfg.classifier[0]  # several are equally wide
+    return weights.get(f"{name}.weight")
 
 
 @torch.inference_mode()

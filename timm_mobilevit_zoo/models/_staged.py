@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["Stage", "StagedModel", "Stem", "build_staged", "check_args", "strict_filter"]
+__all__ = ["Stage", "StagedModel", "Stem", "build_staged", "check_args", "check_sizes", "strict_filter"]
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 FilterFn = Callable[[dict[str, Any], ModelT], dict[str, Tensor]]
@@ -55,6 +55,13 @@ def check_args(args: Mapping[str, Any], levels: Sequence[str] = (), *, last_thre
         for entry in value:
             if not (isinstance(entry, (tuple, list)) or (isinstance(entry, int) and entry >= 1)):
                 raise ValueError(f"{name}={value} needs whole numbers from 1 in each stage")
+
+
+def check_sizes(args: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Raise `ValueError`, naming argument and value, for one of `names` that is no whole number from 1."""
+    for name in names:
+        if not isinstance(args[name], int) or args[name] < 1:
+            raise ValueError(f"{name}={args[name]} must be a whole number from 1")
 
 
 @torch.fx.wrap  # a leaf for every fx tracer, timm's and torchvision's alike: it branches on sizes

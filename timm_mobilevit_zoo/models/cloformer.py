@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from ._cfg import imagenet_cfg
-from ._staged import Stage, StagedModel, build_staged, check_args
+from ._staged import Stage, StagedModel, build_staged, check_args, check_sizes
 
 __all__ = ["CloAttention", "CloFormer"]
 
@@ -141,12 +141,10 @@ class CloAttention(nn.Module):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
+        given = dict(locals())
         dd = {"device": device, "dtype": dtype}
         super().__init__()
-        sizes = dict(dim=dim, num_heads=num_heads, kernel_size=kernel_size, window_size=window_size)
-        for name, size in sizes.items():
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name}={size} must be a whole number from 1")
+        check_sizes(given, ("dim", "num_heads", "kernel_size", "window_size"))
         if dim % num_heads:
             raise ValueError(f"dim={dim} must be a multiple of num_heads={num_heads}")
         split = group_split if isinstance(group_split, (tuple, list)) else ()

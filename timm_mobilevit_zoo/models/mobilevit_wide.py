@@ -52,15 +52,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from ._cfg import imagenet_cfg
-from ._staged import Stage, StagedModel, build_staged, check_args
+from ._staged import Stage, StagedModel, build_staged, check_args, check_sizes
 
 __all__ = ["MobileViTAttention", "MobileViTWide"]
-
-
-def _check_sizes(given: dict[str, Any], names: tuple[str, ...]) -> None:
-    for name in names:
-        if not isinstance(given[name], int) or given[name] < 1:
-            raise ValueError(f"{name}={given[name]} must be a whole number from 1")
 
 
 @torch.fx.wrap  # a leaf for fx tracers: it branches on sizes
@@ -148,7 +142,7 @@ class MobileViTAttention(nn.Module):
         dd = {"device": device, "dtype": dtype}
         super().__init__()
         sizes = ("dim", "transformer_dim", "kernel_size", "patch_size", "depth", "mlp_dim", "num_heads", "head_dim")
-        _check_sizes(given, sizes)
+        check_sizes(given, sizes)
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size} must be odd")
         rates = drop_path if isinstance(drop_path, Sequence) else [drop_path] * depth
@@ -257,7 +251,7 @@ class MobileViTWide(StagedModel):
         stems = stem_dims if isinstance(stem_dims, (tuple, list)) else ()
         if len(stems) != 2 or not all(isinstance(dim, int) and dim >= 1 for dim in stems):
             raise ValueError(f"stem_dims={stem_dims} must be two counts of channels")
-        _check_sizes(given, ("num_features", "expand_ratio"))
+        check_sizes(given, ("num_features", "expand_ratio"))
         rates: Any = calculate_drop_path_rates(drop_path_rate, sum(depths))
         residual = partial(InvertedResidual, expand_ratio=expand_ratio)
 
