@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import timm
 import torch
 from safetensors import safe_open
 
-import timm_mobilevit_zoo  # noqa: F401
+from timm_mobilevit_zoo._probe import seeded
 from timm_mobilevit_zoo.models._staged import StagedModel
 
 NAMES = [
@@ -76,22 +75,6 @@ def own_image(name, **kwargs):
 
 def image(height=64, width=96, batch=2, chans=3):
     return torch.rand(batch, chans, height, width, generator=torch.Generator().manual_seed(0))
-
-
-def seeded(key, shape, gain=1.0):
-    """A tensor that depends on its key and shape alone, by the rule that the recordings were made with."""
-    if key.endswith("num_batches_tracked"):
-        return torch.zeros(shape, dtype=torch.int64)
-    x = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(shape)
-    if key.endswith("running_var"):
-        x = 1 + 0.1 * np.abs(x)
-    elif key.endswith("running_mean"):
-        x = 0.1 * x
-    elif len(shape) == 1:
-        x = 1 + 0.1 * x if key.endswith("weight") else 0.1 * x
-    else:
-        x = gain * x / np.sqrt(np.prod(shape[1:]))
-    return torch.tensor(x, dtype=torch.float32)
 
 
 def recorded_image(size):

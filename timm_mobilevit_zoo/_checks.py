@@ -7,7 +7,7 @@ A folder comes from a stranger: each function here trusts nothing that an earlie
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+
+from ._probe import COUNT, PROBE_GMACS, PROBE_SIDE, SEED, affordable, matches, probe
 
 __all__ = [
     "CONFIG",
@@ -24,6 +26,8 @@ __all__ = [
     "check_config",
     "check_files",
     "check_header",
+    "check_probe",
+    "check_probe_form",
     "check_values",
     "our_models",
 ]
@@ -34,6 +38,7 @@ MAX_CLASSES = 100_000
 MAX_CHANNELS = 64
 MAX_SIDE = 4096  # pixels
 MAX_PARAMS = 200_000_000  # ten times the largest network here
+MAX_LOGIT = 3e38  # about float32's
 PICKLES = (".bin", ".ckpt", ".h5", ".msgpack", ".npz", ".pickle", ".pkl", ".pt", ".pth", ".tar")
 
 ENTRIES = {
@@ -45,6 +50,7 @@ ENTRIES = {
     "label_descriptions",
     "model_args",
     "pretrained_cfg",
+    "probe",
 }
 MODEL_ARGS = {"num_classes", "in_chans", "global_pool", "img_size"}  # none that makes a network larger
 SOURCES = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source"}  # would have timm fetch other weights
@@ -151,6 +157,8 @@ def check_config(folder: Path, architectures: Collection[str]) -> dict[str, Any]
     told = size[0] if isinstance(size, list) and size else 3
     _check_pretrained_cfg(cfg, classes, args.get("in_chans", told))
     _check_labels(config, classes)
+    if "probe" in config:
+        check_probe_form(config["probe"])
     return config
 
 
@@ -212,8 +220,21 @@ def _check_labels(config: Mapping[str, Any], classes: int) -> None:
         _need(fits, "label_descriptions must be strings of up to 3000 characters")
 
 
+def check_probe_form(found: Any) -> None:
+    """Refuse a `probe` that is not the seed and the logits of `_probe.probe`."""
+    _need(isinstance(found, dict) and found.keys() == {"seed", "logits"}, "probe must have seed and logits, only these")
+    seed, logits = found["seed"], found["logits"]
+    _need(_whole(seed, SEED, SEED), f"probe.seed={str(seed)[:80]} must be {SEED}, the only one whose image is known")
+    fits = _list(logits, range(1, COUNT + 1), lambda value: _number(value, -MAX_LOGIT, MAX_LOGIT))
+    _need(fits, f"probe.logits={str(logits)[:200]} must be 1 to {COUNT} finite numbers")
+
+
 def build_meta(config: Mapping[str, Any]) -> nn.Module:
     """Return the network that a checked config means, without memory for its tensors."""
+    return _build(config, "meta")
+
+
+def _build(config: Mapping[str, Any], device: str) -> nn.Module:
     args = {"num_classes": config["num_classes"], **config.get("model_args", {})}
     if size := config["pretrained_cfg"].get("input_size"):  # timm before 1.0.31 writes no arguments, and goes by this
         args.setdefault("in_chans", size[0])
@@ -221,7 +242,7 @@ def build_meta(config: Mapping[str, Any]) -> nn.Module:
         if known.fixed_input_size:
             args.setdefault("img_size", tuple(size[1:]))
     try:
-        with torch.device("meta"):
+        with torch.device(device):
             model: nn.Module = timm.create_model(config["architecture"], **args)
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
         raise Refused(f"{config['architecture']} cannot be built with {args}: {str(error)[:300]}") from None
@@ -256,3 +277,30 @@ def check_values(tensors: Mapping[str, Tensor]) -> None:
             _need(bool((tensor >= 0).all()), f"{name} holds negative variances")
         if name.endswith("num_batches_tracked"):
             _need(bool((tensor >= 0).all()), f"{name} is negative")
+
+
+def check_probe(config: Mapping[str, Any], tensors: Mapping[str, Tensor], expected: Sequence[float], told: str) -> None:
+    """Refuse weights that do not give the logits which they are said to give.
+
+    What the forward pass would cost is counted first, without memory. The caller's random numbers stay as they are.
+
+    Args:
+        config: It passed `check_config`.
+        tensors: They passed `check_header` and `check_values`.
+        expected: Logits of the seeded image.
+        told: Where they were told, for the message.
+    """
+    size = config["pretrained_cfg"].get("input_size")
+    _need(size is not None, "probe needs pretrained_cfg.input_size")
+    try:
+        limits = f"up to {PROBE_SIDE} pixels a side and {PROBE_GMACS:g} GMACs"
+        _need(affordable(build_meta(config), size), f"probe is for images {limits}, not at input_size={size}")
+        with torch.random.fork_rng(devices=[]):
+            model = _build(config, "cpu")
+        model.load_state_dict(tensors)
+        found = probe(model, size)
+    except Refused:
+        raise
+    except (AssertionError, TypeError, ValueError, RuntimeError) as error:
+        raise Refused(f"probe cannot be computed at input_size={size}: {str(error)[:300]}") from None
+    _need(matches(found, expected), f"probe: the weights give {found}, {told} has {list(expected)}")
