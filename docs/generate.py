@@ -1,5 +1,7 @@
 """Write what is generated from the registered models: `hub_configs/*.json` and the tables in README.md and docs.
 
+Of a hub config whose weights are published the section `hub` and the probe are kept: they do not follow from the model.
+
 `python docs/generate.py` writes; `python docs/generate.py --check` writes nothing and exits 1 naming what is stale.
 """
 
@@ -8,21 +10,23 @@ import importlib
 import json
 import os
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from timm_mobilevit_zoo._checks import our_models
+from timm_mobilevit_zoo._probe import SEED, gmacs, matches, probe, seed_weights
+from timm_mobilevit_zoo._published import HUB_CONFIGS, HubConfig, hub_probe, read_configs
 
 __all__ = ["check", "expected_files", "variants", "write"]
 
 ROOT = Path(__file__).resolve().parent.parent
-HUB_CONFIGS = "hub_configs"
 PAGES = ("README.md", "docs/models.md")
+SEEDED = "seeded by name"
+TOLERANCE = 1e-4  # ten times what computers and versions of torch differ by; GELU's approximation is more
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 
 
@@ -38,30 +42,50 @@ def _build(variant: str, **kwargs: Any) -> Any:
         return timm.create_model(variant, **kwargs).eval()  # with its tag, so with that config's size and classes
 
 
+@cache
 def _params(variant: str) -> int:
     return sum(p.numel() for p in _build(variant).parameters())
 
 
-def _gmacs(variant: str, input_size: tuple[int, int, int]) -> float:
-    image = torch.zeros(1, *input_size, device="meta")
-    model = _build(variant)
-    # The plain attention kernel: each of its two matrix products is counted on every version of torch.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(image)
-    return round(counter.get_total_flops() / 2 / 1e9, 3)
+@cache
+def _gmacs(variant: str) -> float:
+    cfg: Any = timm.get_pretrained_cfg(variant)
+    return round(gmacs(_build(variant), cfg.input_size), 3)
 
 
-def _hub_config(variant: str) -> dict[str, Any]:
+@cache
+def _levels(variant: str) -> Any:
+    return _build(variant, features_only=True).feature_info
+
+
+@cache
+def _logits(variant: str) -> list[float]:
+    cfg: Any = timm.get_pretrained_cfg(variant)
+    return probe(seed_weights(timm.create_model(variant)), cfg.input_size)
+
+
+def _probe(variant: str, old: HubConfig) -> dict[str, Any]:
+    if old.pins:
+        return old.content["probe"]
+    logits = _logits(variant)
+    try:
+        kept = hub_probe(old.content, SEEDED, variant)
+    except ValueError:
+        kept = []
+    # Within the tolerance the old numbers stay: or else each computer would write last digits of its own.
+    return {"seed": SEED, "weights": SEEDED, "logits": kept if matches(kept, logits, TOLERANCE) else logits}
+
+
+def _hub_config(variant: str, old: HubConfig) -> dict[str, Any]:
     cfg: Any = timm.get_pretrained_cfg(variant)
     family = importlib.import_module(timm.model_entrypoint(cfg.architecture).__module__)
     top1 = getattr(family, "published_top1", {}).get(cfg.architecture)
-    repo_id, _, revision = (cfg.hf_hub_id or "").partition("@")
     return {
         "architecture": cfg.architecture,
         "tag": cfg.tag,
         "num_classes": cfg.num_classes,
         "params": _params(variant),
-        "gmacs": _gmacs(variant, cfg.input_size),
+        "gmacs": _gmacs(variant),
         "input_size": cfg.input_size,
         "mean": cfg.mean,
         "std": cfg.std,
@@ -69,10 +93,12 @@ def _hub_config(variant: str) -> dict[str, Any]:
         "interpolation": cfg.interpolation,
         "license": cfg.license,
         "origin_url": cfg.origin_url,
+        "source_commit": getattr(family, "source_commits", {}).get(cfg.origin_url),
         "paper_ids": cfg.paper_ids,
         "paper_name": cfg.paper_name,
         "published": None if top1 is None else {"imagenet_1k_top1": top1, "claimed_by": "authors"},
-        "hub": {"repo_id": repo_id or None, "revision": revision or None, "sha256": None},
+        "hub": old.content["hub"] if old.pins else {"repo_id": None, "revision": None, "sha256": None},
+        "probe": _probe(variant, old),
     }
 
 
@@ -92,7 +118,7 @@ def _source(config: dict[str, Any]) -> str:
 
 
 def _row(variant: str, config: dict[str, Any]) -> list[str]:
-    levels = _build(variant, features_only=True).feature_info
+    levels = _levels(variant)
     published, repo_id = config["published"], config["hub"]["repo_id"]
     return [
         f"`{Path(_file_name(variant)).stem}`",
@@ -125,11 +151,26 @@ def _page(path: Path, table: str) -> str:
 
 
 def expected_files(root: Path = ROOT) -> dict[str, str]:
-    """Return the text of every generated file by its path below `root`."""
-    configs = {variant: _hub_config(variant) for variant in variants()}
+    """Return the text of every generated file by its path below `root`.
+
+    Raises:
+        ValueError: For a page without the lines of its table, a hub config that holds pins of no registered name, and
+            as `read_configs`.
+    """
+    old = read_configs(root / HUB_CONFIGS)
+    keys = {variant: _key(variant) for variant in variants()}
+    lost = [".".join(key) for key, config in old.items() if config.pins and key not in keys.values()]
+    if lost:
+        raise ValueError(f"{HUB_CONFIGS} holds pins of {', '.join(lost)}, not registered: delete it by hand")
+    configs = {variant: _hub_config(variant, old.get(key, HubConfig({}, None))) for variant, key in keys.items()}
     files = {f"{HUB_CONFIGS}/{_file_name(v)}": json.dumps(c, indent=2) + "\n" for v, c in configs.items()}
     table = _table(configs)
     return files | {page: _page(root / page, table) for page in PAGES}
+
+
+def _key(variant: str) -> tuple[str, str]:
+    cfg: Any = timm.get_pretrained_cfg(variant)
+    return cfg.architecture, cfg.tag or ""
 
 
 def _leftovers(files: dict[str, str], root: Path) -> list[str]:

@@ -1,13 +1,19 @@
 """Nothing that docs/generate.py writes is stale."""
 
+import importlib
 import importlib.util
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
+from torch import nn
+from zoo import FIRST, create, family
+
+from timm_mobilevit_zoo._probe import matches, probe, seed_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -20,6 +26,38 @@ def load(name):
 
 
 generate, distill_digits, pictures = load("generate"), load("distill_digits"), load("pictures")
+CONFIGS = sorted((ROOT / "hub_configs").glob("*.json"))
+PUBLISHED = {
+    "hub": {
+        "repo_id": "someone/weights",
+        "revision": "0123456789" * 4,
+        "sha256": {"config.json": "01" * 32, "model.safetensors": "ab" * 32},
+    },
+    "probe": {"seed": 0, "weights": "published", "logits": [1.5, -2.25, 3.0]},
+}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    root = tmp_path_factory.mktemp("written")
+    (root / "docs").mkdir()
+    for page in generate.PAGES:
+        (root / page).write_text(f"{generate.BEGIN}\n{generate.END}\n", encoding="utf-8")
+    generate.write(root)
+    return root
+
+
+@pytest.fixture
+def root(written, tmp_path):
+    return shutil.copytree(written, tmp_path / "root")
+
+
+def change(path, **entries):
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | entries, indent=2) + "\n")
+
+
+def logits_of(path):
+    return json.loads(path.read_text(encoding="utf-8"))["probe"]["logits"]
 
 
 def test_nothing_is_stale():
@@ -28,10 +66,10 @@ def test_nothing_is_stale():
 
 def test_every_variant_has_one_hub_config():
     assert generate.variants()
-    assert len(list((ROOT / "hub_configs").glob("*.json"))) == len(generate.variants())
+    assert len(CONFIGS) == len(generate.variants())
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "hub_configs").glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_hub_config_tells_the_model(path):
     config = json.loads(path.read_text(encoding="utf-8"))
     name = config["architecture"]
@@ -44,21 +82,156 @@ def test_hub_config_tells_the_model(path):
         assert config[field] == list(getattr(cfg, field))
 
 
-def test_a_changed_missing_or_left_over_file_is_named(tmp_path):
-    (tmp_path / "docs").mkdir()
-    for page in generate.PAGES:
-        (tmp_path / page).write_text(f"{generate.BEGIN}\n{generate.END}\n", encoding="utf-8")
-    assert set(generate.PAGES) < set(generate.check(tmp_path))
-    generate.write(tmp_path)
-    assert generate.check(tmp_path) == []
-    configs = sorted((tmp_path / "hub_configs").glob("*.json"))
+def test_a_probe_tells_logits_apart(root):
+    for path in (root / "hub_configs").iterdir():
+        logits = logits_of(path)
+        assert len(logits) == 8
+        assert np.std(logits) > 0.1
+        assert np.abs(logits).max() < 10
+
+
+def test_a_commit_is_the_one_that_the_docstring_names():
+    told = {}
+    for path in CONFIGS:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        told.setdefault(family(config["architecture"]), set()).add(config["source_commit"])
+    for module, commits in told.items():
+        named = re.findall(r"commit ([0-9a-f]{7})\b", importlib.import_module(module).__doc__)
+        assert all(re.fullmatch("[0-9a-f]{40}", commit) for commit in commits - {None})
+        assert {commit[:7] for commit in commits - {None}} == set(named)
+
+
+def test_a_changed_missing_or_left_over_file_is_named(root):
+    assert generate.check(root) == []
+    configs = sorted((root / "hub_configs").glob("*.json"))
     configs[0].write_text("{}\n", encoding="utf-8")
     configs[1].unlink()
-    (tmp_path / "hub_configs" / "gone.json").write_text("{}\n", encoding="utf-8")
-    stale = {f"hub_configs/{path.name}" for path in configs[:2]} | {"hub_configs/gone.json"}
-    assert set(generate.check(tmp_path)) == stale
-    generate.write(tmp_path)
-    assert generate.check(tmp_path) == []
+    (root / "hub_configs" / "gone.json").write_text("{}\n", encoding="utf-8")
+    (root / generate.PAGES[0]).write_text(f"{generate.BEGIN}\n{generate.END}\n", encoding="utf-8")
+    stale = {f"hub_configs/{path.name}" for path in configs[:2]} | {"hub_configs/gone.json", generate.PAGES[0]}
+    assert set(generate.check(root)) == stale
+    generate.write(root)
+    assert generate.check(root) == []
+
+
+def test_another_probe_is_stale_and_its_last_digits_are_not(root):
+    path = sorted((root / "hub_configs").glob("*.json"))[0]
+    logits = logits_of(path)
+    change(path, probe={"seed": 0, "weights": "seeded by name", "logits": [value * (1 + 2e-5) for value in logits]})
+    text = path.read_text(encoding="utf-8")
+    assert generate.check(root) == []
+    generate.write(root)
+    assert path.read_text(encoding="utf-8") == text
+    for found in (
+        {"seed": 0, "weights": "seeded by name", "logits": [value * 1.001 for value in logits]},
+        {"seed": 0, "weights": "seeded by name", "logits": logits[:-1]},
+        {"seed": 0, "weights": "seeded by name", "logits": "none"},
+        {"seed": 1, "weights": "seeded by name", "logits": logits},
+        {"seed": 0, "weights": "published", "logits": logits},
+        None,
+    ):
+        change(path, probe=found)
+        assert generate.check(root) == [f"hub_configs/{path.name}"]
+    generate.write(root)
+    assert logits_of(path) == logits
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_a_probe_finds_a_changed_network(name):
+    size = timm.get_pretrained_cfg(name).input_size
+    expected = probe(seed_weights(create(name)), size)
+    assert matches(probe(seed_weights(create(name)), size), expected, 1e-6)
+    model = create(name)
+    activations = (nn.GELU, nn.Hardtanh, nn.ReLU, nn.SiLU)
+    where = [key for key, module in model.named_modules() if isinstance(module, activations)]
+    parent, _, child = (where or [key for key, module in model.named_modules() if key.endswith("act")])[0].rpartition(
+        "."
+    )
+    setattr(model.get_submodule(parent), child, nn.Hardswish())
+    assert not matches(probe(seed_weights(model), size), expected)
+
+
+def test_what_was_published_is_kept(root):
+    path = sorted((root / "hub_configs").glob("*.json"))[0]
+    before = json.loads(path.read_text(encoding="utf-8"))
+    change(path, **PUBLISHED)
+    assert set(generate.check(root)) == set(generate.PAGES)  # the tables name the repository
+    change(path, params=1)
+    path.rename(path.with_name("renamed.json"))  # its content says what it is
+    generate.write(root)
+    assert json.loads(path.read_text(encoding="utf-8")) == before | PUBLISHED
+    assert generate.check(root) == []
+    assert all("`someone/weights`" in (root / page).read_text(encoding="utf-8") for page in generate.PAGES)
+
+
+def test_pins_of_a_name_that_is_gone_are_not_deleted(root):
+    path = sorted((root / "hub_configs").glob("*.json"))[0]
+    change(path, architecture="gone", **PUBLISHED)
+    with pytest.raises(ValueError, match=r"hub_configs holds pins of gone\.\w+, not registered: delete it by hand"):
+        generate.write(root)
+    assert path.is_file()
+
+
+def hub(**entries):
+    return PUBLISHED | {"hub": PUBLISHED["hub"] | entries}
+
+
+def told(**entries):
+    return PUBLISHED | {"probe": PUBLISHED["probe"] | entries}
+
+
+COMMIT, DIGEST = "must be a commit of 40 hex digits", "must be a digest of 64 hex digits"
+MALFORMED = {
+    "no object": ({"hub": "someone/weights"}, "hub=someone/weights must have repo_id, revision and sha256"),
+    "another entry": (hub(branch="main"), r"hub=\{.*'branch'.* must have repo_id, revision and sha256, only these"),
+    "no owner": (hub(repo_id="weights"), "hub.repo_id='weights' must be a repository, 'owner/name'"),
+    "an address": (hub(repo_id="https://hf.co/a/b"), "hub.repo_id='https://hf.co/a/b' must be a repository"),
+    "a way up": (hub(repo_id="../weights"), "hub.repo_id='../weights' must be a repository"),
+    "no repository": (hub(repo_id=None), "hub.repo_id=None must be a repository"),
+    "a branch": (hub(revision="main"), f"hub.revision='main' {COMMIT}"),
+    "a short commit": (hub(revision="0123456"), f"hub.revision='0123456' {COMMIT}"),
+    "capital digits": (hub(revision="A" * 40), f"hub.revision='A+' {COMMIT}"),
+    "a line more": (hub(revision="a" * 40 + "\n"), rf"hub.revision='a+\\n' {COMMIT}"),
+    "no commit": (hub(revision=None), f"hub.revision=None {COMMIT}"),
+    "no digests": (hub(sha256=None), "hub.sha256=None must have a digest of config.json and of model.safetensors"),
+    "one digest": (hub(sha256={"model.safetensors": "a" * 64}), "hub.sha256=.* must have a digest of config.json and"),
+    "a short digest": (
+        hub(sha256={"config.json": "a" * 64, "model.safetensors": "b" * 63}),
+        rf"hub.sha256\['model.safetensors'\]='b+' {DIGEST}",
+    ),
+    "a digest that is none": (
+        hub(sha256={"config.json": 1, "model.safetensors": "b" * 64}),
+        rf"hub.sha256\['config.json'\]=1 {DIGEST}",
+    ),
+    "no probe": (PUBLISHED | {"probe": None}, "probe.weights=None must be 'published'"),
+    "the probe of seeds": (told(weights="seeded by name"), "probe.weights='seeded by name' must be 'published'"),
+    "another seed": (told(seed=1), "probe.seed=1 must be 0"),
+    "no logits": (told(logits=[]), r"probe.logits=\[\] must be 1 to 8 finite numbers"),
+    "an entry more": (told(extra=1), "probe must have seed and logits, only these"),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_malformed_pins_are_refused_by_name(root, case):
+    path = sorted((root / "hub_configs").glob("*.json"))[0]
+    entries, message = MALFORMED[case]
+    change(path, **entries)
+    with pytest.raises(ValueError, match=f"^hub_configs/{path.name}: {message}"):
+        generate.check(root)
+
+
+def test_files_that_might_hold_pins_are_not_passed_over(root):
+    path, other = sorted((root / "hub_configs").glob("*.json"))[:2]
+    change(path, **PUBLISHED)
+    shutil.copy(path, other)
+    with pytest.raises(
+        ValueError, match=f"^hub_configs/{other.name}: architecture='.*', tag='.*' are those of another"
+    ):
+        generate.check(root)
+    for text, message in (("<<<<<<< HEAD", "is no JSON: .*"), ("[]", "is no JSON object")):
+        other.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=f"^hub_configs/{other.name} {message}"):
+            generate.check(root)
 
 
 @pytest.mark.parametrize("path", distill_digits.PAGES, ids=lambda path: path.parent.name)

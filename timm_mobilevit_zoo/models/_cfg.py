@@ -1,10 +1,28 @@
-"""Fields that every pretrained config of this package shares; a model file adds what is its own."""
+"""What the pretrained configs of this package share: their fields, and where published weights are."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import generate_default_cfgs
 
-__all__ = ["imagenet_cfg"]
+from timm_mobilevit_zoo._published import pins
+
+__all__ = ["imagenet_cfg", "pinned_default_cfgs"]
+
+
+def pinned_default_cfgs(cfgs: Mapping[str, dict[str, Any]]) -> Any:
+    """Return timm's `generate_default_cfgs`, with the Hub repository of those whose weights are published.
+
+    Args:
+        cfgs: Fields of `timm.models.PretrainedCfg` by `name.tag`.
+    """
+    pinned: dict[str, Any] = {}
+    for name, cfg in cfgs.items():
+        architecture, _, tag = name.removesuffix("*").partition(".")  # timm's mark of the default
+        found = pins(architecture, tag)
+        pinned[name] = cfg | {"hf_hub_id": found.hf_hub_id} if found else cfg
+    return generate_default_cfgs(pinned)
 
 
 def imagenet_cfg(**fields: Any) -> dict[str, Any]:

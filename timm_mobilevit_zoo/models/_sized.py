@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from timm.models import build_model_with_cfg
 from torch import Tensor
+
+from timm_mobilevit_zoo._published import build_pinned
 
 from ._staged import strict_filter
 
@@ -58,4 +59,4 @@ def build_sized(
     """
     kwargs.setdefault("feature_cfg", {"out_indices": 3, "feature_cls": "getter"})
     fits = strict_filter(filter_fn, kwargs.get("pretrained_strict", True))
-    return build_model_with_cfg(model_cls, variant, pretrained, pretrained_filter_fn=fits, **kwargs)
+    return build_pinned(model_cls, variant, pretrained, pretrained_filter_fn=fits, **kwargs)

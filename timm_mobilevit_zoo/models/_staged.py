@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 
 import torch
 from timm.layers import SelectAdaptivePool2d, get_device_dtype
-from timm.models import build_model_with_cfg
 from timm.models._features import feature_take_indices  # the package's only private timm import
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+
+from timm_mobilevit_zoo._published import build_pinned
 
 __all__ = ["Stage", "StagedModel", "Stem", "build_staged", "check_args", "check_sizes", "strict_filter"]
 
@@ -392,7 +393,7 @@ def build_staged(
         **kwargs: Arguments of `timm.models.build_model_with_cfg` and of `model_cls`.
     """
     with torch.device(device) if device is not None else nullcontext():
-        model = build_model_with_cfg(
+        model: ModelT = build_pinned(
             model_cls,
             variant,
             pretrained,

@@ -27,11 +27,11 @@ from typing import Any
 
 import torch
 from timm.layers import DropPath, calculate_drop_path_rates, use_fused_attn
-from timm.models import generate_default_cfgs, register_model
+from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from ._cfg import imagenet_cfg
+from ._cfg import imagenet_cfg, pinned_default_cfgs
 from ._staged import Stage, StagedModel, build_staged, check_args, check_sizes
 
 __all__ = ["CloAttention", "CloFormer"]
@@ -330,15 +330,18 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
 # The authors' claims: ImageNet-1k top-1 at 224 px, in percent. No weights come with them.
 published_top1 = {"cloformer_xxs": 77.0, "cloformer_xs": 79.8, "cloformer_s": 81.6}
 
+_CODE = "https://github.com/qhfan/CloFormer"
+source_commits = {_CODE: "9181f692306bc4384d98b493a67a1b2dff9a738f"}  # what this file follows
+
 _cfg = partial(
     imagenet_cfg,
     first_conv="stem.layers.0",
     license="mit",
     paper_ids="arXiv:2303.17803",
     paper_name="Rethinking Local Perception in Lightweight Vision Transformer",
-    origin_url="https://github.com/qhfan/CloFormer",
+    origin_url=_CODE,
 )
-default_cfgs = generate_default_cfgs(
+default_cfgs = pinned_default_cfgs(
     {
         "cloformer_xxs.untrained": _cfg(),
         "cloformer_xxs_local.untrained": _cfg(),

@@ -17,10 +17,11 @@ Shapes: N = (H / 4) * (W / 4) patches, C channels; tokens (B, 2 + N, C); a level
 from functools import partial
 from typing import Any
 
-from timm.models import generate_default_cfgs, register_model
+from timm.models import register_model
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import checkpoint_filter_fn
 
+from ._cfg import pinned_default_cfgs
 from ._sized import VIT_LIMITS, build_sized, cifar_cfg
 
 __all__: list[str] = []
@@ -29,7 +30,7 @@ limits = VIT_LIMITS | {
     "test_reset_classifier_without_pooling": "its two classifiers read one token each: no pooling to remove"
 }
 
-default_cfgs = generate_default_cfgs(
+default_cfgs = pinned_default_cfgs(
     {
         "deit_nano_distilled_patch4_32.untrained": cifar_cfg(
             classifier=("head", "head_dist"),

@@ -20,17 +20,18 @@ from typing import Any
 
 import timm
 from timm.layers import HybridEmbed
-from timm.models import generate_default_cfgs, register_model
+from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
+from ._cfg import pinned_default_cfgs
 from ._sized import VIT_LIMITS, build_sized, cifar_cfg
 
 __all__: list[str] = []
 
 limits = VIT_LIMITS
 
-default_cfgs = generate_default_cfgs(
+default_cfgs = pinned_default_cfgs(
     {
         "vit_nano_hybrid_32.untrained": cifar_cfg(
             first_conv="patch_embed.backbone.conv1.0",

@@ -47,11 +47,11 @@ from typing import Any
 
 import torch
 from timm.layers import Attention, DropPath, Mlp, calculate_drop_path_rates
-from timm.models import generate_default_cfgs, register_model
+from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from ._cfg import imagenet_cfg
+from ._cfg import imagenet_cfg, pinned_default_cfgs
 from ._staged import Stage, StagedModel, build_staged, check_args, check_sizes
 
 __all__ = ["MobileViTAttention", "MobileViTWide"]
@@ -322,6 +322,9 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     return out
 
 
+_CODE = "https://github.com/xmu-xiaoma666/External-Attention-pytorch"
+source_commits = {_CODE: "d75848e40233ed56fa503c888472bab8b17c568c"}  # what this file follows
+
 _cfg = partial(
     imagenet_cfg,
     input_size=(3, 256, 256),
@@ -330,9 +333,9 @@ _cfg = partial(
     license="mit",
     paper_ids="arXiv:2110.02178",
     paper_name="MobileViT: Light-weight, General-purpose, and Mobile-friendly Vision Transformer",
-    origin_url="https://github.com/xmu-xiaoma666/External-Attention-pytorch",
+    origin_url=_CODE,
 )
-default_cfgs = generate_default_cfgs(
+default_cfgs = pinned_default_cfgs(
     {
         "mobilevit_wide_xxs.untrained": _cfg(),
         "mobilevit_wide_xs.untrained": _cfg(),

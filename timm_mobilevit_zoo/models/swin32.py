@@ -17,9 +17,10 @@ import inspect
 from functools import partial
 from typing import Any
 
-from timm.models import generate_default_cfgs, register_model
+from timm.models import register_model
 from timm.models.swin_transformer import SwinTransformer, checkpoint_filter_fn
 
+from ._cfg import pinned_default_cfgs
 from ._sized import build_sized, cifar_cfg
 
 __all__: list[str] = []
@@ -29,7 +30,7 @@ limits = {"test_empty_batch": _EMPTY, "test_empty_batch_of_a_backbone": _EMPTY}
 if "kwargs" in inspect.signature(SwinTransformer).parameters:  # timm 1.0.29; not 1.0.31
     limits["test_unknown_arguments_are_refused"] = "this timm's Swin swallows arguments that it does not know"
 
-default_cfgs = generate_default_cfgs(
+default_cfgs = pinned_default_cfgs(
     {
         "swin_nano_patch2_window4_32.untrained": cifar_cfg(
             pool_size=(4, 4),

@@ -30,11 +30,12 @@ from typing import Any
 
 import torch
 from timm.layers import LayerNorm
-from timm.models import generate_default_cfgs, register_model
+from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer import checkpoint_filter_fn as timm_filter_fn
 from torch import Tensor
 
+from ._cfg import pinned_default_cfgs
 from ._sized import VIT_LIMITS, build_sized, cifar_cfg
 
 __all__: list[str] = []
@@ -77,16 +78,17 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: VisionTransformer) -
     return timm_filter_fn(out, model)
 
 
+_CODE = "https://github.com/tintn/vision-transformer-from-scratch"
+source_commits = {_CODE: "52c59c6e52f66f9265e799457c9dcedc020fd483"}  # what this file follows
+
 _cfg = partial(
     cifar_cfg,
     paper_ids="arXiv:2010.11929",
     paper_name="An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale",
 )
-default_cfgs = generate_default_cfgs(
+default_cfgs = pinned_default_cfgs(
     {
-        "vit_nano_patch4_32.untrained": _cfg(
-            license="mit", origin_url="https://github.com/tintn/vision-transformer-from-scratch"
-        ),
+        "vit_nano_patch4_32.untrained": _cfg(license="mit", origin_url=_CODE),
         "vit_tiny_patch4_32.untrained": _cfg(),
     }
 )
