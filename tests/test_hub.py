@@ -2,22 +2,27 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import sys
 
+import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
-from zoo import FIRST, NAMES, create
+from zoo import FIRST, FIXED, NAMES, create
 
 from timm_mobilevit_zoo import hub
 from timm_mobilevit_zoo._checks import Refused
+from timm_mobilevit_zoo._probe import matches, probe
+from timm_mobilevit_zoo._published import HubConfig, Pins
 
 CARD = {"license": "mit"}
 SMALL = min(NAMES, key=lambda name: sum(p.numel() for p in timm.create_model(name).parameters()))
+DEAR = max(FIXED, key=lambda name: sum(p.numel() for p in timm.create_model(name).parameters()))
 CONVOLUTIONAL = next(name for name in FIRST if any("running_var" in key for key in create(name).state_dict()))
 
 
@@ -57,6 +62,9 @@ def test_export_reloads_bit_for_bit(name, tmp_path):
     assert config["pretrained_cfg"]["license"] == "mit"
     assert config["pretrained_cfg"]["input_size"][0] == 1
     assert "tag" not in config["pretrained_cfg"]
+    assert config["probe"]["seed"] == 0
+    assert len(config["probe"]["logits"]) == 5
+    assert matches(probe(model, config["pretrained_cfg"]["input_size"]), config["probe"]["logits"])
 
 
 def test_the_card_tells_what_it_is_given(tmp_path):
@@ -109,6 +117,14 @@ def test_what_cannot_be_exported(tmp_path):
         ValueError, match=r"depth|missing|unexpected"
     ):  # older timm records no arguments: by its tensors
         hub.export(timm.create_model(SMALL, depth=2), tmp_path / "new", card=CARD)
+    half = create(SMALL, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"is F16, not torch\.float32"):
+        hub.export(half, tmp_path / "new", card=CARD)
+    for factor, message in ((2, r"probe: the weights give \[.*\], config\.json has \[.*\]"), (1e40, "are not finite")):
+        other = create(SMALL)  # computes something else than its name and weights say
+        other.register_forward_hook(lambda module, inputs, output, factor=factor: output * factor)
+        with pytest.raises(ValueError, match=message):
+            hub.export(other, tmp_path / "new", card=CARD)
     assert sorted(os.listdir(tmp_path)) == ["full"]
 
 
@@ -225,6 +241,19 @@ HOSTILE = {
     "labels twice": (config(label_names=["a", "a", "b"]), "label_names are not all different"),
     "descriptions as a list": (config(label_descriptions=["a"]), "label_descriptions is no object"),
     "vast descriptions": (config(label_descriptions={"a": "x" * 4000}), "label_descriptions must be strings"),
+    "a probe of text": (config(probe="none"), "probe must have seed and logits, only these"),
+    "a probe of more": (inside("probe", image="cat.png"), "probe must have seed and logits, only these"),
+    "a probe of less": (config(probe={"seed": 0}), "probe must have seed and logits, only these"),
+    "another seed": (inside("probe", seed=1), "probe.seed=1 must be 0, the only one whose image is known"),
+    "a seed that is false": (inside("probe", seed=False), "probe.seed=False must be 0"),
+    "no logits": (inside("probe", logits=[]), r"probe.logits=\[\] must be 1 to 8 finite numbers"),
+    "nine logits": (inside("probe", logits=[0] * 9), r"probe.logits=\[0, .*\] must be 1 to 8 finite numbers"),
+    "logits without end": (inside("probe", logits=[0] * 10**6), "probe.logits=.* must be 1 to 8 finite numbers"),
+    "logits of text": (inside("probe", logits=["a"]), r"probe.logits=\['a'\] must be 1 to 8 finite numbers"),
+    "true logits": (inside("probe", logits=[True]), r"probe.logits=\[True\] must be 1 to 8 finite numbers"),
+    "vast logits": (inside("probe", logits=[9**400]), "probe.logits=.* must be 1 to 8 finite numbers"),
+    "other logits": (inside("probe", logits=[1, 2, 3]), r"the weights give \[.*\], config.json has \[1, 2, 3\]"),
+    "fewer logits": (inside("probe", logits=[1]), r"the weights give \[.*\], config.json has \[1\]"),
     "a truncated file": (truncate, "model.safetensors is no file of safetensors"),
     "a vast header": (huge_header, "model.safetensors is no file of safetensors"),
     "text for weights": (file("model.safetensors", b"hello"), "model.safetensors is no file of safetensors"),
@@ -277,6 +306,95 @@ def test_a_vast_network_costs_no_memory(folder):
     with pytest.raises(Refused, match=r"pos_embed is|parameters; at most"):
         hub.check(folder)
     assert peak() - before < 200_000, "kB"
+
+
+def rewrite(folder, change):
+    whole = json.loads((folder / "config.json").read_text())
+    change(whole)
+    (folder / "config.json").write_text(json.dumps(whole))
+
+
+@pytest.mark.parametrize("logit", ["1e999", "-1e999"])
+def test_infinite_logits_are_refused(folder, logit):
+    path = folder / "config.json"
+    path.write_text(re.sub(r'("logits": \[\s*)[-.\d]+', rf"\g<1>{logit}", path.read_text()))
+    with pytest.raises(Refused, match=r"probe.logits=\[-?inf, .* must be 1 to 8 finite numbers"):
+        hub.check(folder)
+
+
+def test_a_probe_that_is_slightly_off_passes_and_one_that_is_more_does_not(folder):
+    logits = json.loads((folder / "config.json").read_text())["probe"]["logits"]
+    inside("probe", logits=[value * (1 + 1e-4) for value in logits])(folder)
+    hub.check(folder)
+    inside("probe", logits=[value * 1.01 for value in logits])(folder)
+    with pytest.raises(Refused, match="probe: the weights give"):
+        hub.check(folder)
+
+
+def test_a_folder_without_a_probe_passes(folder):
+    rewrite(folder, lambda whole: whole.pop("probe"))
+    assert hub.check(folder)["architecture"] == SMALL
+
+
+@pytest.mark.parametrize("size", [[3, 385, 64], [3, 64, 4096]])
+def test_a_probe_of_a_large_image_is_refused_before_it_is_computed(exported, tmp_path, size, monkeypatch):
+    path = shutil.copytree(exported[CONVOLUTIONAL], tmp_path / "folder")
+    inside("pretrained_cfg", input_size=size)(path)
+    monkeypatch.setattr("timm_mobilevit_zoo._checks.probe", lambda *args: pytest.fail("was computed"))
+    told = (
+        rf"probe is for images up to 384 pixels a side and 20 GMACs, not at input_size=\[{', '.join(map(str, size))}\]"
+    )
+    with pytest.raises(Refused, match=told):
+        hub.check(path)
+    rewrite(path, lambda whole: whole.pop("probe"))
+    hub.check(path)
+
+
+def test_a_probe_of_an_image_that_the_network_cannot_take_is_refused(exported, tmp_path):
+    path = shutil.copytree(exported[CONVOLUTIONAL], tmp_path / "folder")
+    inside("pretrained_cfg", input_size=[3, 1, 1])(path)
+    with pytest.raises(Refused, match=r"probe cannot be computed at input_size=\[3, 1, 1\]: "):
+        hub.check(path)
+    rewrite(path, lambda whole: whole["pretrained_cfg"].pop("input_size"))
+    with pytest.raises(Refused, match=r"probe needs pretrained_cfg\.input_size"):
+        hub.check(path)
+
+
+def test_no_probe_where_many_tokens_make_it_dear(tmp_path, monkeypatch):
+    hub.export(create(DEAR, img_size=384), tmp_path / "folder", card=CARD)
+    assert "probe" not in json.loads((tmp_path / "folder" / "config.json").read_text())
+    config(probe={"seed": 0, "logits": [0.0] * 8})(tmp_path / "folder")
+    monkeypatch.setattr("timm_mobilevit_zoo._checks.probe", lambda *args: pytest.fail("was computed"))
+    with pytest.raises(Refused, match=r"probe is for images .* 20 GMACs, not at input_size=\[3, 384, 384\]"):
+        hub.check(tmp_path / "folder")
+
+
+def test_a_check_draws_no_random_numbers(folder):
+    before = torch.get_rng_state(), np.random.get_state()[1], random.getstate()  # noqa: NPY002
+    hub.check(folder)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
+    assert random.getstate() == before[2]
+
+
+def test_published_weights_must_give_what_their_hub_config_tells(folder, monkeypatch):
+    config = json.loads((folder / "config.json").read_text())
+    told = {"input_size": config["pretrained_cfg"]["input_size"], "probe": config["probe"] | {"weights": "published"}}
+    pins = Pins("someone/weights", "a" * 40, hub.check(folder)["sha256"])
+    monkeypatch.setattr(hub, "package_configs", lambda: {(SMALL, "tag"): HubConfig(told, pins)})
+    hub.check(folder)
+    told["probe"] = told["probe"] | {"logits": [1.0, 2.0, 3.0]}
+    message = rf"probe: the weights give \[.*\], the hub config of {SMALL}\.tag has \[1\.0, 2\.0, 3\.0\]"
+    with pytest.raises(Refused, match=message):
+        hub.check(folder)
+    rewrite(folder, lambda whole: whole.pop("probe"))
+    with pytest.raises(Refused, match=message):
+        hub.check(folder)
+    told["input_size"] = [3, 1, 1]  # its logits are those of another image
+    hub.check(folder)
+    told["input_size"] = config["pretrained_cfg"]["input_size"]
+    weights(lambda tensors: tensors[first(tensors)].mul_(1.5) is None or tensors)(folder)
+    hub.check(folder)  # other weights
 
 
 def test_folders_of_timms_own_export_pass(tmp_path):

@@ -29,9 +29,12 @@ from ._checks import (
     check_config,
     check_files,
     check_header,
+    check_probe,
     check_values,
     our_models,
 )
+from ._probe import SEED, affordable, probe
+from ._published import package_configs
 
 __all__ = ["Refused", "check", "export"]
 
@@ -64,10 +67,12 @@ CARD_ENTRIES = {
 
 
 def check(folder: str | Path, *, architectures: Collection[str] | None = None) -> dict[str, Any]:
-    """Check a folder of weights, in the order in which it could do harm: files, config, sizes, header, values.
+    """Check a folder of weights, in the order in which it could do harm: files, config, sizes, header, values, probe.
 
     The network that the config means is built without memory first, and only names and shapes of the weights are read
-    before they are known to fit. What it cannot know is whether the weights are any good, or whose they are.
+    before they are known to fit. Where the config tells a probe, the logits of one known image, they are recomputed;
+    weights that the package's hub configs name must give what these tell. What it cannot know is whether the weights
+    are any good, or whose they are.
 
     Args:
         folder: Holds `model.safetensors` and `config.json`.
@@ -84,20 +89,34 @@ def check(folder: str | Path, *, architectures: Collection[str] | None = None) -
     config = check_config(path, our_models() if architectures is None else architectures)
     model = build_meta(config)
     check_header(path, model)
-    check_values(load_file(path / WEIGHTS))
+    tensors = load_file(path / WEIGHTS)
+    check_values(tensors)
+    sha256 = {name: _sha256(path / name) for name in (CONFIG, WEIGHTS)}
+    for told, logits in _told(config, sha256[WEIGHTS]):
+        check_probe(config, tensors, logits, told)
     return {
         "architecture": config["architecture"],
         "num_classes": config["num_classes"],
         "params": sum(parameter.numel() for parameter in model.parameters()),
-        "sha256": {name: _sha256(path / name) for name in (CONFIG, WEIGHTS)},
+        "sha256": sha256,
     }
+
+
+def _told(config: Mapping[str, Any], weights: str) -> list[tuple[str, list[float]]]:
+    """Return who tells of these weights what logits the seeded image has."""
+    told = [(CONFIG, config["probe"]["logits"])] if "probe" in config else []
+    for (name, tag), (published, pins) in package_configs().items():
+        same = published.get("input_size") == config["pretrained_cfg"].get("input_size")
+        if same and name == config["architecture"] and pins and pins.sha256[WEIGHTS] == weights:
+            told.append((f"the hub config of {name}.{tag}", published["probe"]["logits"]))
+    return told
 
 
 def export(model: nn.Module, folder: str | Path, *, card: Mapping[str, Any]) -> dict[str, Any]:
     """Write a model's weights, config and card to a folder, check it, and reload it bit for bit.
 
     The folder appears only when all of that has held. The model is not changed; it may be on any device and in any
-    memory format.
+    memory format. The config also tells a probe, the logits of one known image, where its size makes that cheap.
 
     Args:
         model: One of this package's models, as `timm.create_model` made it and perhaps trained.
@@ -111,7 +130,7 @@ def export(model: nn.Module, folder: str | Path, *, card: Mapping[str, Any]) -> 
 
     Raises:
         ValueError: For a folder that holds something, a card without licence or with unknown entries, a model that its
-            name does not rebuild, or weights that are not finite.
+            name does not rebuild, or weights or logits that are not finite.
     """
     target = Path(folder)
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
@@ -168,6 +187,10 @@ def _config(folder: Path, network: Any, card: Mapping[str, Any]) -> dict[str, An
         config["model_args"] = args
     cfg["license"] = card["license"]  # not that of other weights, nor their tag
     cfg.pop("tag", None)
+    meta = build_meta(config)
+    check_header(folder, meta)  # says what is wrong with weights that no image would pass
+    if affordable(meta, cfg["input_size"]):
+        config["probe"] = {"seed": SEED, "logits": probe(network, cfg["input_size"])}
     return config
 
 
