@@ -66,6 +66,7 @@ def _logits(variant: str) -> list[float]:
 
 def _probe(variant: str, old: HubConfig) -> dict[str, Any]:
     if old.pins:
+        hub_probe(old.content, "published", f"{HUB_CONFIGS}/{_file_name(variant)}")
         return old.content["probe"]
     logits = _logits(variant)
     try:

@@ -154,7 +154,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def routed(self, path: str) -> Any:
         if token := self.headers.get("Authorization"):
-            self.account, self.role = self.hub._tokens.get(token.removeprefix("Bearer "), (None, ""))
+            self.account, self.role = self.hub.tokens.get(token.removeprefix("Bearer "), (None, ""))
             if self.account is None:
                 raise RefusedError(401, "Invalid credentials in Authorization header")
         if self.fault.get("action") == "status":
@@ -247,7 +247,7 @@ class Handler(BaseHTTPRequestHandler):
             if file.lfs:
                 sha256 = file.sha256[::-1] if self.fault.get("action") == "lie" else file.sha256
                 found[-1]["lfs"] = {"oid": sha256, "size": len(file.data), "pointerSize": len(file.blob)}
-                found[-1] |= {"xetHash": self.hub._xet.hash(file)} if self.hub._xet else {}
+                found[-1] |= {"xetHash": self.hub.xet.hash(file)} if self.hub.xet else {}
         return sorted(found, key=lambda entry: entry["path"])
 
     # Accounts and repositories
@@ -387,7 +387,7 @@ class Handler(BaseHTTPRequestHandler):
 
     @route("GET", "/api/models/{repo}/xet-(?P<kind>read|write)-token/{revision}")
     def xet_token(self, repo: str, kind: str, revision: str) -> Any:
-        commit, xet = (self.read if kind == "read" else self.write)(repo).resolve(revision), self.hub._xet
+        commit, xet = (self.read if kind == "read" else self.write)(repo).resolve(revision), self.hub.xet
         if xet is None:
             raise RefusedError(404, "There is no Xet storage here")
         store = xet.put(file for file in commit.files.values() if file.lfs) if kind == "read" else xet.store("write")
@@ -412,8 +412,8 @@ class Handler(BaseHTTPRequestHandler):
                     raise RefusedError(400, "Invalid metadata in README.md")
             elif key == "lfsFile":
                 data = found.objects.get(value["oid"])
-                if data is None and self.hub._xet:
-                    data = self.hub._xet.get(value["oid"], value["size"])
+                if data is None and self.hub.xet:
+                    data = self.hub.xet.get(value["oid"], value["size"])
                 if data is None or hashlib.sha256(data).hexdigest() != value["oid"]:
                     raise RefusedError(400, f"The content of {path} was not uploaded")
                 files[path] = File(data, lfs=True)
@@ -437,9 +437,9 @@ class Handler(BaseHTTPRequestHandler):
             return Answer(file.data, 200, {**headers, "ETag": f'"{file.oid}"'})
         headers |= {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(len(file.data))}
         headers |= {"Location": self.hub._signed(f"/{repo}/{file.sha256}/{path}")}
-        if self.hub._xet:
+        if self.hub.xet:
             token = f"{self.hub.endpoint}/api/models/{repo}/xet-read-token/{commit.id}"
-            headers |= {"X-Xet-Hash": self.hub._xet.hash(file), "X-Xet-Refresh-Route": token}
+            headers |= {"X-Xet-Hash": self.hub.xet.hash(file), "X-Xet-Refresh-Route": token}
         return Answer(b"Found", 302, headers)
 
     @route("GET", "/{repo}/{sha256}/{path}", host="cdn")
@@ -458,7 +458,7 @@ class LocalHub:
     """
 
     def __init__(self, folder: Path, tokens: Tokens, *, xet: bool = False, orgs: Mapping[str, set[str]] = {}) -> None:
-        self._tokens, self._orgs, self._xet = tokens, orgs, Xet(Path(folder)) if xet else None
+        self.tokens, self._orgs, self.xet = tokens, orgs, Xet(Path(folder)) if xet else None
         self._lock, self._secret, self._stopped = threading.RLock(), secrets.token_bytes(16), False
         self._repos: dict[str, Repo] = {}
         self.requests: list[Request] = []
@@ -528,14 +528,40 @@ class LocalHub:
 
 
 def client(
-    code: str | Sequence[str], hub: LocalHub, home: Path, token: str | None = None, **env: str
-) -> subprocess.CompletedProcess[str]:
-    """Run Python code, or Python with arguments, in a process that knows no Hub, token or cache but these."""
+    code: str | Sequence[str],
+    hub: LocalHub,
+    home: Path,
+    token: str | None = None,
+    *,
+    wait: bool = True,
+    stderr: int = subprocess.PIPE,
+    **env: str,
+) -> Any:
+    """Run Python code, or Python with arguments, in a process that knows no Hub, token or cache but these.
+
+    Nothing that it says may show a token. It works in its home. Return what it said, or the process without `wait`.
+    """
     home.mkdir(parents=True, exist_ok=True)
     # Newer clients ask the Hub once a day for this list, each time before their first request.
     (home / ".agent_harnesses.json").write_text('{"standardEnvVars": [], "harnesses": {}}')
     inherited = {k: v for k, v in os.environ.items() if not re.search("^(HF|HUGGING|TRANSFORMERS)|_proxy$", k, re.I)}
     own = {"HF_HOME": str(home), "XDG_CACHE_HOME": str(home), "TORCH_HOME": str(home), "HF_ENDPOINT": hub.endpoint}
-    own |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_TOKEN": token or ""}
-    command = [sys.executable, *(["-c", code] if isinstance(code, str) else code)]
-    return subprocess.run(command, env=inherited | own | env, capture_output=True, text=True, timeout=120)
+    own |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_TOKEN": token or ""}
+    own |= {} if hub.xet else {"HF_HUB_DISABLE_XET": "1"}
+    process = subprocess.Popen(
+        [sys.executable, *(["-c", code] if isinstance(code, str) else code)],
+        env=inherited | own | env,
+        cwd=home,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+    )
+    if not wait:
+        return process
+    try:
+        said, complained = process.communicate(timeout=200)
+    finally:
+        process.kill()
+    assert not [secret for secret in hub.tokens if secret in f"{said}{complained}"], "a token is shown"
+    return subprocess.CompletedProcess(process.args, process.returncode, said, complained)

@@ -58,10 +58,9 @@ def test_files_go_up_and_come_down_bit_for_bit(tmp_path, xet):
     for path, data in FILES.items():
         (tmp_path / "up" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "up" / path).write_bytes(data)
-    off = {} if xet else {"HF_HUB_DISABLE_XET": "1"}
     with LocalHub(tmp_path / "hub", TOKENS, xet=xet) as hub:
-        up = client(UPLOAD.format("ada/net", str(tmp_path / "up")), hub, tmp_path / "a", "hf_test_writer", **off)
-        down = client(DOWNLOAD, hub, tmp_path / "b", "hf_test_reader", **off)
+        up = client(UPLOAD.format("ada/net", str(tmp_path / "up")), hub, tmp_path / "a", "hf_test_writer")
+        down = client(DOWNLOAD, hub, tmp_path / "b", "hf_test_reader")
     assert (up.returncode, down.returncode) == (0, 0), up.stderr + down.stderr
     assert {path: (tmp_path / down.stdout.strip() / path).read_bytes() for path in FILES} == FILES
     assert FILES.items() <= hub.files("ada/net").items()
@@ -78,7 +77,7 @@ def test_a_token_may_do_what_it_may_on_the_hub(hub, tmp_path, token):
 
 def test_a_cut_transfer_is_resumed(hub, tmp_path):
     hub.faults.append({"action": "truncate", "bytes": 100_500, "host": "cdn"})
-    done = client(RESUME, hub, tmp_path / "home", "hf_test_reader", HF_HUB_DISABLE_XET="1")
+    done = client(RESUME, hub, tmp_path / "home", "hf_test_reader")
     assert (tmp_path / done.stdout.strip()).read_bytes() == WEIGHTS, done.stderr
     assert [(r.status, r.range) for r in hub.requests if r.host == "cdn"] == [(200, None), (206, "bytes=100000-")]
 

@@ -89,11 +89,43 @@ def _check(folder: str) -> int:
     return 0
 
 
-def _convert(**args: Any) -> int:
+def _convert(push: str = "", yes: bool = False, private: bool = True, **args: Any) -> int:
     from .convert import convert
 
+    if push:
+        from ._remote import check_repo_id
+
+        check_repo_id(push)  # before the work
+    elif yes or not private:
+        raise ValueError("--yes and --no-private go with --push OWNER/NAME")
     found = convert(**args)
     _say(f"wrote {args['output']}: {found['architecture']}, {found['num_classes']} classes, bit for bit")
+    return _push(folder=args["output"], repo_id=push, yes=yes, private=private) if push else 0
+
+
+def _pull(**args: Any) -> int:
+    from .hub import pull
+
+    found = pull(**args)
+    _say(f"{found['path']}: {found['architecture']}, {found['num_classes']} classes, {found['params']:,} parameters")
+    _say(f"revision {found['revision']}")
+    for name, digest in found["sha256"].items():
+        _say(f"{name} sha256 {digest}")
+    return 0
+
+
+def _push(yes: bool, **args: Any) -> int:
+    from .hub import push
+
+    found = push(**args, dry_run=not yes)
+    what = "private" if found["private"] else "public"
+    what += " repository" if found["exists"] else " repository, new"
+    _say(f"{found['repo_id']} ({what}) on {found['endpoint']} as {found['account']}, branch {found['branch']}")
+    for name, file in found["files"].items():
+        _say(f"  {file['state']:8}{name}, {file['size']:,} bytes, sha256 {file['sha256']}")
+    for name in found["delete"]:
+        _say(f"  deleted {name}")
+    _say(f"pushed: revision {found['revision']}" if yes else "nothing was changed; --yes pushes")
     return 0
 
 
@@ -135,7 +167,20 @@ def _parser() -> argparse.ArgumentParser:
     one = _add_command(commands, "check", _check, hub.check)
     _add_options(one, hub.check, leave_out=("architectures",))
 
-    _add_options(_add_command(commands, "convert", _convert, convert.convert), convert.convert)
+    one = _add_command(commands, "convert", _convert, convert.convert)
+    _add_options(one, convert.convert)
+    one.add_argument(
+        "--push", metavar="OWNER/NAME", default=argparse.SUPPRESS, help="push the folder there, as push does"
+    )
+    _add_yes(one)
+    _add_options(one, hub.push, leave_out=("folder", "repo_id", "dry_run", "branch", "message", "token"))
+
+    one = _add_command(commands, "push", _push, hub.push)
+    _add_options(one, hub.push, leave_out=("dry_run", "token"))
+    _add_yes(one)
+
+    one = _add_command(commands, "pull", _pull, hub.pull)
+    _add_options(one, hub.pull, leave_out=("cache_dir", "token"))
 
     _add_options(_add_command(commands, "demo", _demo, demo.demo), demo.demo)
 
@@ -153,6 +198,10 @@ def _add_command(commands: Any, name: str, call: Callable[..., int], function: C
     )
     parser.set_defaults(command=call)
     return parser
+
+
+def _add_yes(parser: Any) -> None:
+    parser.add_argument("--yes", action="store_true", help="push; without it, only show what would be pushed")
 
 
 def _add_options(parser: Any, function: Callable[..., Any], leave_out: Sequence[str] = ()) -> None:

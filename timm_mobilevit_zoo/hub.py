@@ -1,25 +1,27 @@
-"""Folders of weights that timm and transformers load: written, and checked before anything of them is built.
+"""Weights as folders, and their way to the Hugging Face Hub and back: written, checked, published, pinned.
 
 A folder holds `model.safetensors`, `config.json` and a model card, `README.md`. It is what
-`timm.create_model("local-dir:FOLDER", pretrained=True)` loads, and what a repository on the Hugging Face Hub holds.
+`timm.create_model("local-dir:FOLDER", pretrained=True)` loads, and what a repository on the Hub holds. The Hub carries
+data only; a network is always built from this package.
 """
 
 import copy
-import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from huggingface_hub import EvalResult, ModelCardData
 from safetensors.torch import load_file
 from timm.models import save_for_hf
 from torch import nn
 
+from . import _push
+from ._card import CARD, card_text, check_card, pushed_card
 from ._checks import (
     CONFIG,
     MODEL_ARGS,
@@ -33,37 +35,13 @@ from ._checks import (
     check_values,
     our_models,
 )
-from ._probe import SEED, affordable, probe
-from ._published import package_configs
+from ._probe import SEED, affordable, gmacs, probe
+from ._published import hub_probe, package_configs, pins
+from ._remote import HubError, check_repo_id, check_revision, check_token, digests, fetch, resolve
 
-__all__ = ["Refused", "check", "export"]
+__all__ = ["HubError", "Refused", "check", "export", "load", "pull", "push"]
 
-CARD = "README.md"
-LICENSES = (
-    "afl-3.0",
-    "apache-2.0",
-    "apple-amlr",
-    "bsd-2-clause",
-    "bsd-3-clause",
-    "cc-by-4.0",
-    "cc-by-nc-4.0",
-    "cc-by-sa-4.0",
-    "cc0-1.0",
-    "gpl-3.0",
-    "mit",
-    "other",
-)
-CARD_ENTRIES = {
-    "citation",
-    "dataset",
-    "description",
-    "license",
-    "license_link",
-    "license_name",
-    "metrics",
-    "source",
-    "tags",
-}
+FILES = (CONFIG, WEIGHTS, CARD)
 
 
 def check(folder: str | Path, *, architectures: Collection[str] | None = None) -> dict[str, Any]:
@@ -86,12 +64,17 @@ def check(folder: str | Path, *, architectures: Collection[str] | None = None) -
     """
     path = Path(folder)
     check_files(path)
+    return _check(path, architectures)
+
+
+def _check(path: Path, architectures: Collection[str] | None = None) -> dict[str, Any]:
+    """Check all but what else lies in the folder: in the Hub's cache, files are links."""
     config = check_config(path, our_models() if architectures is None else architectures)
     model = build_meta(config)
     check_header(path, model)
     tensors = load_file(path / WEIGHTS)
     check_values(tensors)
-    sha256 = {name: _sha256(path / name) for name in (CONFIG, WEIGHTS)}
+    sha256 = {name: digests(path / name)["sha256"] for name in (CONFIG, WEIGHTS)}
     for told, logits in _told(config, sha256[WEIGHTS]):
         check_probe(config, tensors, logits, told)
     return {
@@ -105,10 +88,12 @@ def check(folder: str | Path, *, architectures: Collection[str] | None = None) -
 def _told(config: Mapping[str, Any], weights: str) -> list[tuple[str, list[float]]]:
     """Return who tells of these weights what logits the seeded image has."""
     told = [(CONFIG, config["probe"]["logits"])] if "probe" in config else []
-    for (name, tag), (published, pins) in package_configs().items():
+    for (name, tag), (published, pinned) in package_configs().items():
         same = published.get("input_size") == config["pretrained_cfg"].get("input_size")
-        if same and name == config["architecture"] and pins and pins.sha256[WEIGHTS] == weights:
-            told.append((f"the hub config of {name}.{tag}", published["probe"]["logits"]))
+        if same and name == config["architecture"] and pinned and pinned.sha256[WEIGHTS] == weights:
+            where, found = f"the hub config of {name}.{tag}", published.get("probe")
+            if found and found.get("weights") == "published":  # and not yet that of the seeded network
+                told.append((where, hub_probe(published, "published", where)))
     return told
 
 
@@ -132,38 +117,187 @@ def export(model: nn.Module, folder: str | Path, *, card: Mapping[str, Any]) -> 
         ValueError: For a folder that holds something, a card without licence or with unknown entries, a model that its
             name does not rebuild, or weights or logits that are not finite.
     """
-    target = Path(folder)
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise ValueError(f"folder={str(target)!r} holds something; choose a new one")
-    _check_card(card)
+    target = _new_folder(folder, "folder")
+    check_card(card)
     network: Any = copy.deepcopy(model).eval()
     network.to("cpu", memory_format=torch.contiguous_format)
     name = network.pretrained_cfg["architecture"]
     if name not in our_models():
         raise ValueError(f"model={name!r} is none of this package's")
     check_values(network.state_dict())
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
-        part = Path(scratch) / "folder"
+    with _appearing(target) as part:
         save_for_hf(network, str(part), safe_serialization=True)
-        (part / CONFIG).write_text(json.dumps(_config(part, network, card), indent=2) + "\n", encoding="utf-8")
+        config = _config(part, network, card)
+        (part / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         found = check(part)
-        (part / CARD).write_text(_card(network, card, found), encoding="utf-8")
+        cost = gmacs(build_meta(config), config["pretrained_cfg"]["input_size"])
+        (part / CARD).write_text(card_text(config, card, found, cost), encoding="utf-8")
         _reload(part, network)
-        if target.exists():
-            target.rmdir()
-        shutil.move(part, target)
     return found
 
 
-def _check_card(card: Mapping[str, Any]) -> None:
-    unknown = sorted(card.keys() - CARD_ENTRIES)
-    if unknown:
-        raise ValueError(f"card has no entry {', '.join(unknown)}; it may have {', '.join(sorted(CARD_ENTRIES))}")
-    if card.get("license") not in LICENSES:
-        raise ValueError(f"card['license']={card.get('license')!r} must be one of {', '.join(LICENSES)}")
-    if card["license"] == "other" and not (card.get("license_name") and card.get("license_link")):
-        raise ValueError("card['license']='other' needs license_name and license_link")
+def load(
+    model: str,
+    *,
+    revision: str | None = None,
+    sha256: Mapping[str, str] | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    **kwargs: Any,
+) -> Any:
+    """Return a model with weights from the Hub, of one commit and checked as `check` checks a folder.
+
+    What is in the cache is used, and then no request is made. A file that is damaged there is downloaded once more.
+
+    Args:
+        model: Repository, `owner/name`; or a registered name whose weights are published.
+        revision: Full commit id of the repository. A name brings its own.
+        sha256: Digests of `config.json` and `model.safetensors`, or of one of them. Without them a file has to be what
+            the Hub says that it is. A name brings its own.
+        cache_dir: Where the Hub's files are cached; the client's own place where not given.
+        token: As for `huggingface_hub`; the one of `hf auth login` or `HF_TOKEN` where not given.
+        local_files_only: Make no request.
+        **kwargs: More arguments of `timm.create_model`.
+
+    Raises:
+        ValueError: For a name without published weights, or a repository without a full commit id.
+        HubError: If the Hub cannot be reached, or does not give the files.
+        Refused: For what `check` refuses, and for a file with another digest.
+    """
+    repo_id, revision, sha256 = _pinned(model, revision, sha256)
+    folder = fetch(repo_id, revision, sha256, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
+    _check(folder)
+    return timm.create_model(f"local-dir:{folder}", pretrained=True, **kwargs)
+
+
+def pull(
+    model: str,
+    *,
+    revision: str = "",
+    output: str = "",
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+) -> dict[str, Any]:
+    """Download and check weights, into the cache or a folder, and tell the commit and digests to pin.
+
+    Args:
+        model: Repository, owner/name; or a registered name whose weights are published.
+        revision: Branch, tag or commit id; main where not given. A name brings its own.
+        output: Folder to write them to, new or empty; the Hub's cache alone where not given.
+        cache_dir: Where the Hub's files are cached; the client's own place where not given.
+        token: As for `huggingface_hub`.
+
+    Returns:
+        What `check` returns, with `repo_id`, `revision` (the full commit id) and `path`.
+
+    Raises:
+        ValueError: For a name without published weights, or an output that holds something.
+        HubError: If the Hub cannot be reached, or does not give the files.
+        Refused: For what `check` refuses.
+    """
+    target = _new_folder(output, "output") if output else None
+    sha256 = None
+    if "/" in model:
+        repo_id = model
+        revision = resolve(repo_id, revision or "main", token)
+    else:
+        repo_id, revision, sha256 = _pinned(model, revision or None, None)
+    folder = fetch(repo_id, revision, sha256, card=True, cache_dir=cache_dir, token=token)
+    found = _check(folder)
+    if target is not None:
+        with _appearing(target) as part:
+            for name in FILES:
+                if (folder / name).is_file():
+                    shutil.copyfile(folder / name, part / name)
+            check(part)
+    return found | {"repo_id": repo_id, "revision": revision, "path": str(target or folder)}
+
+
+def push(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    dry_run: bool = True,
+    private: bool = True,
+    branch: str = "main",
+    message: str = "",
+    token: str | bool | None = None,
+) -> dict[str, Any]:
+    """Check a folder of weights and tell what a push would do; do it where that is asked.
+
+    A push is one commit, on top of the one that was looked at: of config, weights and card, whose example gets the
+    repository's name, and without the pickles that were there. Whatever else the folder holds stays where it is.
+
+    Args:
+        folder: As `export` wrote it.
+        repo_id: Repository, owner/name; it is created if need be.
+        dry_run: Change nothing on the Hub.
+        private: Create a private repository. One that is public is not pushed to then.
+        branch: Branch to commit to.
+        message: Of the commit; the name of the network where not given.
+        token: As for `huggingface_hub`; the one of `hf auth login` or `HF_TOKEN` where not given.
+
+    Returns:
+        The plan: `endpoint`, `account`, `repo_id`, `exists`, `private`, `branch` and its `parent` commit; `files`, by
+        name the `size`, the `sha256` and whether it is `new`, `changed` or the `same`; `delete`, the pickles. After a
+        push `revision` and `sha256` are what `load` wants; before, `revision` is None.
+
+    Raises:
+        ValueError: For a repository that is no `owner/name`.
+        HubError: If the Hub cannot be reached, does not allow it, or has changed meanwhile.
+        Refused: For what `check` refuses, a card without its licence, a public repository that was meant to be
+            private, or weights that arrived as others.
+    """
+    path = Path(folder)
+    check_repo_id(repo_id)
+    check_token(token)
+    found = check(path)
+    files: dict[str, bytes | Path] = {name: path / name for name in (CONFIG, WEIGHTS)}
+    files[CARD] = pushed_card(path, repo_id)
+    plan = _push.plan(repo_id, files, private=private, branch=branch, token=token)
+    if dry_run:
+        return plan
+    return _push.commit(plan, files, message=message or f"Add {found['architecture']}", token=token)
+
+
+def _new_folder(folder: str | Path, argument: str) -> Path:
+    target = Path(folder)
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise ValueError(f"{argument}={str(target)!r} holds something; choose a new one")
+    return target
+
+
+@contextmanager
+def _appearing(target: Path) -> Iterator[Path]:
+    """Give a folder to fill, which becomes the target only if all goes well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
+        part = Path(scratch) / "folder"
+        part.mkdir()
+        yield part
+        if target.exists():
+            target.rmdir()
+        shutil.move(part, target)
+
+
+def _pinned(
+    model: str, revision: str | None, sha256: Mapping[str, str] | None
+) -> tuple[str, str, Mapping[str, str] | None]:
+    """Return repository, commit and digests that a name or a repository means."""
+    if "/" in model:
+        check_repo_id(model)
+        check_revision(revision)
+        return model, str(revision), sha256
+    if not timm.is_model(model):
+        raise ValueError(f"model={model!r} is neither registered nor a repository, 'owner/name'")
+    if revision or sha256:
+        raise ValueError(f"revision={revision!r}: {model} brings its own; give a repository, 'owner/name'")
+    cfg: Any = timm.get_pretrained_cfg(model)
+    found = pins(cfg.architecture, cfg.tag)
+    if found is None:
+        raise ValueError(f"model={model!r} has no published weights")
+    return found.repo_id, found.revision, found.sha256
 
 
 def _config(folder: Path, network: Any, card: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,55 +328,9 @@ def _config(folder: Path, network: Any, card: Mapping[str, Any]) -> dict[str, An
     return config
 
 
-def _card(network: Any, card: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """Return the model card: the Hub's metadata, then what a reader wants to know."""
-    cfg, name = network.pretrained_cfg, found["architecture"]
-    metrics = card.get("metrics", {})
-    results = [
-        EvalResult("image-classification", card.get("dataset", "unknown"), card.get("dataset", "unknown"), key, value)
-        for key, value in metrics.items()
-    ]
-    data = ModelCardData(
-        license=card["license"],
-        license_name=card.get("license_name"),
-        license_link=card.get("license_link"),
-        library_name="timm",
-        pipeline_tag="image-classification",
-        tags=["image-classification", "timm", "timm-mobilevit-zoo", *card.get("tags", ())],
-        datasets=[card["dataset"]] if card.get("dataset") else None,
-        model_name=name if results else None,
-        eval_results=results or None,
-    )
-    size = " x ".join(map(str, cfg["input_size"][1:]))
-    facts = [f"- {found['params'] / 1e6:.2f} M parameters, {found['num_classes']} classes, {size} pixels"]
-    facts += [f"- {label}: {card[key]}" for label, key in (("Data", "dataset"), ("Source", "source")) if card.get(key)]
-    facts += [f"- {key}: {value}" for key, value in metrics.items()]
-    if cfg.get("paper_name"):
-        facts.append(f"- Paper: {cfg['paper_name']} ({cfg.get('paper_ids')})")
-    text = [f"---\n{data.to_yaml()}\n---", f"# {name}", card.get("description", ""), "\n".join(facts)]
-    text.append(f"""```python
-import timm
-
-import timm_mobilevit_zoo  # registers {name}
-
-model = timm.create_model("hf-hub:OWNER/REPOSITORY", pretrained=True).eval()
-```""")
-    if card.get("citation"):
-        text.append(f"```bibtex\n{card['citation'].strip()}\n```")
-    return "\n\n".join(filter(None, text)) + "\n"
-
-
 def _reload(folder: Path, network: Any) -> None:
     again = timm.create_model(f"local-dir:{folder}", pretrained=True)
     ours, theirs = network.state_dict(), again.state_dict()
     odd = [key for key in ours if not torch.equal(ours[key], theirs[key])]
     if odd:
         raise ValueError(f"{len(odd)} tensors do not reload bit for bit, as {odd[0]}")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

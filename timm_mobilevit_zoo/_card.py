@@ -1,0 +1,138 @@
+"""The model card of a folder of weights: what may go into it, its text, and what a push asks of it."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ._checks import Refused
+
+__all__ = ["CARD", "MAX_CARD_BYTES", "card_text", "check_card", "pushed_card"]
+
+CARD = "README.md"
+MAX_CARD_BYTES = 1 << 20
+HERE = "OWNER/REPOSITORY"  # until a push knows which
+EXAMPLE = r'(timm\.create_model\("hf-hub:)[^"\s]+(", pretrained=True\))'
+LICENSES = (
+    "afl-3.0",
+    "apache-2.0",
+    "apple-amlr",
+    "bsd-2-clause",
+    "bsd-3-clause",
+    "cc-by-4.0",
+    "cc-by-nc-4.0",
+    "cc-by-sa-4.0",
+    "cc0-1.0",
+    "gpl-3.0",
+    "mit",
+    "other",
+)
+CARD_ENTRIES = {
+    "citation",
+    "dataset",
+    "description",
+    "license",
+    "license_link",
+    "license_name",
+    "metrics",
+    "source",
+    "tags",
+}
+
+
+def check_card(card: Mapping[str, Any]) -> None:
+    """Refuse a card without a licence, with entries that there are not, or with values of another kind."""
+    unknown = sorted(card.keys() - CARD_ENTRIES)
+    if unknown:
+        raise ValueError(f"card has no entry {', '.join(unknown)}; it may have {', '.join(sorted(CARD_ENTRIES))}")
+    if card.get("license") not in LICENSES:
+        raise ValueError(f"card['license']={card.get('license')!r} must be one of {', '.join(LICENSES)}")
+    if card["license"] == "other" and not (card.get("license_name") and card.get("license_link")):
+        raise ValueError("card['license']='other' needs license_name and license_link")
+    for key in sorted(card.keys() - {"metrics", "tags"}):
+        if not isinstance(card[key], str):
+            raise ValueError(f"card[{key!r}]={card[key]!r} must be text")
+    metrics, tags = card.get("metrics", {}), card.get("tags", ())
+    if not isinstance(metrics, Mapping) or not all(isinstance(value, (int, float)) for value in metrics.values()):
+        raise ValueError(f"card['metrics']={metrics!r} must give a number for each name")
+    if isinstance(tags, str) or not all(isinstance(tag, str) for tag in tags) or "transformers" in tags:
+        raise ValueError(f"card['tags']={tags!r} must be a list of names, without 'transformers': the Hub goes by it")
+
+
+def card_text(config: Mapping[str, Any], card: Mapping[str, Any], found: Mapping[str, Any], gmacs: float) -> str:
+    """Return the model card: the Hub's metadata, then what a reader wants to know.
+
+    Args:
+        config: Of the folder.
+        card: As for `hub.export`.
+        found: What `hub.check` returned.
+        gmacs: Multiply-adds of one image, in units of 1e9.
+    """
+    cfg, name = config["pretrained_cfg"], found["architecture"]
+    metrics = card.get("metrics", {})
+    results = [
+        EvalResult("image-classification", card.get("dataset", "unknown"), card.get("dataset", "unknown"), key, value)
+        for key, value in metrics.items()
+    ]
+    data = ModelCardData(
+        license=card["license"],
+        license_name=card.get("license_name"),
+        license_link=card.get("license_link"),
+        library_name="timm",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "timm", "timm-mobilevit-zoo", *card.get("tags", ())],
+        datasets=[card["dataset"]] if card.get("dataset") else None,
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
+    size = " x ".join(map(str, cfg["input_size"][1:]))
+    facts = [
+        f"- {found['params'] / 1e6:.2f} M parameters, {gmacs:.3f} GMACs",
+        f"- {found['num_classes']} classes, images of {size} pixels",
+    ]
+    facts += [f"- {label}: {card[key]}" for label, key in (("Data", "dataset"), ("Source", "source")) if card.get(key)]
+    facts += [f"- {key}: {value}" for key, value in metrics.items()]
+    if cfg.get("paper_name"):
+        facts.append(f"- Paper: {cfg['paper_name']} ({cfg.get('paper_ids')})")
+    text = [f"---\n{data.to_yaml()}\n---", f"# {name}", card.get("description", ""), "\n".join(facts)]
+    text.append(f"""```python
+import timm
+
+import timm_mobilevit_zoo  # registers {name}
+
+model = timm.create_model("hf-hub:{HERE}", pretrained=True).eval()
+```""")
+    if card.get("citation"):
+        text.append(f"```bibtex\n{card['citation'].strip()}\n```")
+    return "\n\n".join(filter(None, text)) + "\n"
+
+
+def pushed_card(folder: Path, repo_id: str) -> bytes:
+    """Return a folder's card as it is pushed: with the repository's name in its example.
+
+    Raises:
+        Refused: For a card that is missing, or lacks what makes the repository work for its readers.
+    """
+    path = folder / CARD
+    if not path.is_file():
+        raise Refused(f"{CARD} is missing; hub.export writes one")
+    if path.stat().st_size > MAX_CARD_BYTES:
+        raise Refused(f"{CARD} has more than {MAX_CARD_BYTES} bytes")
+    try:
+        text = re.sub(EXAMPLE, rf"\g<1>{repo_id}\g<2>", path.read_text(encoding="utf-8"))
+        data: Any = ModelCard(text).data
+    except Exception as error:  # no UTF-8, or no YAML, whose errors are its library's own
+        raise Refused(f"{CARD} cannot be read: {str(error)[:200]}") from None
+    if not isinstance(data.license, str):
+        raise Refused(f"{CARD}: license={data.license!r} must be one of {', '.join(LICENSES)}")
+    if data.license == "other" and not (data.license_name and data.license_link):
+        raise Refused(f"{CARD}: license='other' needs license_name and license_link")
+    if data.library_name != "timm":
+        raise Refused(f"{CARD}: library_name={data.library_name!r} must be 'timm'")
+    if "transformers" in (data.tags or ()):
+        raise Refused(f"{CARD}: tags must not have 'transformers': the Hub would have it loaded without this package")
+    if "import timm_mobilevit_zoo" not in text:
+        raise Refused(f"{CARD} must show its readers to `import timm_mobilevit_zoo`: without it timm lacks the name")
+    return text.encode()
