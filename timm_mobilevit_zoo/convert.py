@@ -49,8 +49,7 @@ def read_checkpoint(file: str | Path, *, ema: bool = False) -> dict[str, Tensor]
         try:
             found = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # truncated, text, foreign pickles: torch has an error for each
-            reason = str(error).partition("\n")[0][:200]
-            raise ValueError(f"checkpoint={str(path)!r} cannot be read as weights: {reason}") from None
+            raise ValueError(f"checkpoint={str(path)!r} cannot be read as weights: {_reason(error)}") from None
     if ema:
         found = next((found[key] for key in AVERAGES if isinstance(found, Mapping) and key in found), None)
         if found is None:
@@ -83,10 +82,10 @@ def convert(
         checkpoint: File with weights: safetensors, or what torch.save wrote.
         model: Registered name of this package.
         output: Folder to write, new or empty.
-        license: Licence of the weights, as the Hub names it.
-        license_name: Its name, for the licence other.
+        license: Licence of the weights, as the Hub names it: mit, apache-2.0, cc-by-nc-4.0 and so on, or other.
+        license_name: Its name, for the licence other, as my-license-1.0.
         license_link: Its address, for the licence other.
-        dataset: Data that the weights were trained on.
+        dataset: Data that the weights were trained on; its name on the Hub if it is there.
         source: Where the weights come from.
         description: Words for the model card.
         ema: Take the averaged weights.
@@ -124,6 +123,16 @@ def convert(
         description=description,
     )
     return export(network, output, card={key: value for key, value in words.items() if value})
+
+
+def _reason(error: Exception) -> str:
+    """Return what torch found in a file, without its advice on how to run what the file holds."""
+    text = str(error)
+    if "weights_only" in text:
+        found = re.search(r"(?:Unsupported|Trying to load)(?:(?! Please )[^\n])*", text)
+        text = found[0] if found else "it holds more than tensors"
+    text = f"{type(error).__name__}: {text.partition(chr(10))[0]}"[:200]
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _is_dict(found: Any) -> bool:
