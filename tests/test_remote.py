@@ -329,16 +329,17 @@ def test_a_push_replaces_what_is_stale(hub, zoo, folder):
     hub.add(REPO, old, private=True)
     (folder / "notes.txt").write_text("mine")
     (planned,) = zoo(["push", folder, REPO])
-    for line in ("deleted pytorch_model.bin", "deleted deep/a.PT", "changed README.md", f"new     {WEIGHTS}"):
+    for line in ("delete  pytorch_model.bin", "delete  deep/a.PT", "changed README.md", f"new     {WEIGHTS}"):
         assert line in planned
     assert "samples" not in planned
     assert "notes" not in planned
     assert len(hub.commits(REPO)) == 2
     push = ["push", folder, REPO, "--yes"]
-    _, again = zoo([*push, "--message", "All at once"], push)
+    done, again = zoo([*push, "--message", "All at once"], push)
+    assert "deleted pytorch_model.bin" in done
     assert {*hub.files(REPO)} == {".gitattributes", "README.md", "config.json", WEIGHTS, "samples/a.png"}
     assert "same    config.json" in again
-    assert f"revision {hub.head(REPO)}" in again
+    assert f"nothing to push: revision {hub.head(REPO)}" in again
     assert len(hub.commits(REPO)) == 3, "all at once, and nothing the second time"
 
 
@@ -353,6 +354,7 @@ def test_private_unless_asked(hub, zoo, folder):
         status=[2, 0, 0, 2],
     )
     assert "private=True, but me/open is public already" in refused
+    assert "--no-private" in refused
     assert len(hub.commits("me/open")) == 3
     assert not hub.is_private("me/new")
     assert "its first commit goes to main" in branch
@@ -661,6 +663,7 @@ def test_convert_and_push(hub, zoo, tmp_path):
     )
     assert "repo_id='nowhere'" in told[0]
     assert "nothing was changed" in told[2]
+    assert f"push {tmp_path / 'one'} {REPO} --yes pushes" in told[2], "convert itself wants a new folder"
     assert not (tmp_path / "no").exists()
     assert not hub.exists(REPO)
     (pushed,) = zoo([*args, "-o", tmp_path / "two", "--push", REPO, "--yes"])

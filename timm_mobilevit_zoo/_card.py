@@ -117,14 +117,14 @@ def pushed_card(folder: Path, repo_id: str) -> bytes:
     """
     path = folder / CARD
     if not path.is_file():
-        raise Refused(f"{CARD} is missing; hub.export writes one")
+        raise Refused(f"{CARD} is missing; hub.export writes one, of the model that timm loads from {folder}")
     if path.stat().st_size > MAX_CARD_BYTES:
         raise Refused(f"{CARD} has more than {MAX_CARD_BYTES} bytes")
     try:
         text = re.sub(EXAMPLE, rf"\g<1>{repo_id}\g<2>", path.read_text(encoding="utf-8"))
         data: Any = ModelCard(text).data
     except Exception as error:  # no UTF-8, or no YAML, whose errors are its library's own
-        raise Refused(f"{CARD} cannot be read: {str(error)[:200]}") from None
+        raise Refused(f"{CARD} cannot be read: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(data.license, str):
         raise Refused(f"{CARD}: license={data.license!r} must be one of {', '.join(LICENSES)}")
     if data.license == "other" and not (data.license_name and data.license_link):

@@ -91,7 +91,10 @@ def check_files(folder: Path) -> None:
     root = folder.resolve()
     for name in (CONFIG, WEIGHTS):
         path = folder / name
-        _need(path.is_file(), f"{name} is missing" if not os.path.lexists(path) else f"{name} is no regular file")
+        _need(
+            path.is_file(),
+            f"{name} is missing in {folder}" if not os.path.lexists(path) else f"{name} is no regular file",
+        )
     for path in folder.rglob("*"):
         inside = path.resolve().is_relative_to(root)
         _need(inside, f"{path.relative_to(folder)} is a link that leads out of the folder")

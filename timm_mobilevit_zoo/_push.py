@@ -37,7 +37,10 @@ def plan(
     if info is None and branch != "main":
         raise ValueError(f"branch={branch!r}: {repo_id} is not there yet, and its first commit goes to main")
     if info is not None and private and not info.private:
-        raise ValueError(f"private=True, but {repo_id} is public already: whoever sees it would see the weights")
+        raise ValueError(
+            f"private=True, but {repo_id} is public already: whoever sees it would see the weights. "
+            "--no-private (private=False) allows that"
+        )
     listed = {}
     for name, data in files.items():
         own, other = digests(data), there.get(name)

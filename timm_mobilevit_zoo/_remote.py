@@ -165,6 +165,8 @@ def in_words(what: str, token: str | bool | None = None) -> Iterator[None]:
 
 
 def _check_pins(sha256: Mapping[str, str] | None) -> Mapping[str, str]:
+    if not isinstance(sha256 or {}, Mapping):
+        raise ValueError(f"sha256={str(sha256)[:80]!r} must be a dictionary: a digest for {CONFIG}, {WEIGHTS} or both")
     for name, digest in (sha256 or {}).items():
         if name not in (CONFIG, WEIGHTS) or not re.fullmatch(r"[0-9a-f]{64}", str(digest)):
             raise ValueError(

@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -100,7 +101,10 @@ def _convert(push: str = "", yes: bool = False, private: bool = True, **args: An
         raise ValueError("--yes and --no-private go with --push OWNER/NAME")
     found = convert(**args)
     _say(f"wrote {args['output']}: {found['architecture']}, {found['num_classes']} classes, bit for bit")
-    return _push(folder=args["output"], repo_id=push, yes=yes, private=private) if push else 0
+    if not push:
+        return 0
+    hint = f"timm-mobilevit-zoo push {shlex.join([args['output'], push])} {'' if private else '--no-private '}--yes"
+    return _push(folder=args["output"], repo_id=push, yes=yes, private=private, hint=hint)
 
 
 def _pull(**args: Any) -> int:
@@ -114,7 +118,7 @@ def _pull(**args: Any) -> int:
     return 0
 
 
-def _push(yes: bool, **args: Any) -> int:
+def _push(yes: bool, hint: str = "--yes", **args: Any) -> int:
     from .hub import push
 
     found = push(**args, dry_run=not yes)
@@ -124,8 +128,13 @@ def _push(yes: bool, **args: Any) -> int:
     for name, file in found["files"].items():
         _say(f"  {file['state']:8}{name}, {file['size']:,} bytes, sha256 {file['sha256']}")
     for name in found["delete"]:
-        _say(f"  deleted {name}")
-    _say(f"pushed: revision {found['revision']}" if yes else "nothing was changed; --yes pushes")
+        _say(f"  {'deleted' if yes else 'delete':8}{name}")
+    if not yes:
+        _say(f"nothing was changed; {hint} pushes")
+    elif found["revision"] == found["parent"]:
+        _say(f"nothing to push: revision {found['revision']}")
+    else:
+        _say(f"pushed: revision {found['revision']}")
     return 0
 
 
@@ -157,7 +166,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_options(_add_command(commands, "train", _train, train.train), train.train)
 
     one = _add_command(commands, "predict", _predict, predict.predict)
-    one.add_argument("model", metavar="FOLDER", help="folder that train left, or a name that timm has weights for")
+    one.add_argument(
+        "model", metavar="FOLDER", help="folder of weights, or a name that timm has weights for, as hf-hub:OWNER/NAME"
+    )
     one.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     one.add_argument("--json", dest="as_json", action="store_true", help="print JSON")
     _add_options(one, predict.predict, leave_out=("model", "images"))

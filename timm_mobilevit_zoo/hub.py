@@ -230,12 +230,12 @@ def push(
     repository's name, and without the pickles that were there. Whatever else the folder holds stays where it is.
 
     Args:
-        folder: As `export` wrote it.
+        folder: As `export` or `convert` wrote it.
         repo_id: Repository, owner/name; it is created if need be.
         dry_run: Change nothing on the Hub.
-        private: Create a private repository. One that is public is not pushed to then.
+        private: Make a new repository private, and refuse one that is public already.
         branch: Branch to commit to.
-        message: Of the commit; the name of the network where not given.
+        message: Of the commit; "Add" and the name of the network where not given.
         token: As for `huggingface_hub`; the one of `hf auth login` or `HF_TOKEN` where not given.
 
     Returns:
