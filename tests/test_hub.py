@@ -93,6 +93,14 @@ def test_the_card_tells_what_it_is_given(tmp_path):
         ({}, r"card\['license'\]=None must be one of .*apache-2.0.*"),
         ({"license": "MIT"}, r"card\['license'\]='MIT' must be one of"),
         ({"license": "other"}, "needs license_name and license_link"),
+        (
+            {"license": "other", "license_name": "My own", "license_link": "x"},
+            "license_name'\\]='My own' must be a name as",
+        ),
+        ({"license": "mit", "dataset": 5}, r"card\['dataset'\]=5 must be text"),
+        ({"license": "mit", "metrics": {"top-1": "best"}}, r"card\['metrics'\]=.* must give a number"),
+        ({"license": "mit", "tags": "tiny"}, r"card\['tags'\]='tiny' must be a list"),
+        ({"license": "mit", "tags": ["transformers"]}, "without 'transformers'"),
         ({"license": "mit", "licence": "mit"}, "card has no entry licence"),
     ],
 )
@@ -100,6 +108,19 @@ def test_a_card_needs_a_licence(tmp_path, card, message):
     with pytest.raises(ValueError, match=message):
         hub.export(create(SMALL), tmp_path / "folder", card=card)
     assert not os.listdir(tmp_path)
+
+
+def test_label_names_stay_where_transformers_finds_them(tmp_path):
+    names = ["a", "b", "c"]
+    save_for_hf(create(SMALL, num_classes=3), tmp_path / "run", {"label_names": names}, safe_serialization=True)
+    trained = timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True)
+    hub.export(trained, tmp_path / "folder", card=CARD | {"dataset": "My data: 3 letters", "metrics": {"top-1": 50}})
+    config = json.loads((tmp_path / "folder" / "config.json").read_text())
+    assert config["label_names"] == names
+    assert "label_names" not in config["pretrained_cfg"]
+    again = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True)
+    assert again.pretrained_cfg["label_names"] == names
+    assert "type: My-data-3-letters" in (tmp_path / "folder" / "README.md").read_text()
 
 
 def test_what_cannot_be_exported(tmp_path):

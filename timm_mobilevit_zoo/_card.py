@@ -15,20 +15,17 @@ CARD = "README.md"
 MAX_CARD_BYTES = 1 << 20
 HERE = "OWNER/REPOSITORY"  # until a push knows which
 EXAMPLE = r'(timm\.create_model\("hf-hub:)[^"\s]+(", pretrained=True\))'
-LICENSES = (
-    "afl-3.0",
-    "apache-2.0",
-    "apple-amlr",
-    "bsd-2-clause",
-    "bsd-3-clause",
-    "cc-by-4.0",
-    "cc-by-nc-4.0",
-    "cc-by-sa-4.0",
-    "cc0-1.0",
-    "gpl-3.0",
-    "mit",
-    "other",
-)
+SLUG = "[a-z0-9][a-z0-9.-]*"
+# The Hub's identifiers, but for those of a single model.
+_LICENSES = """
+    afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear
+    bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0
+    cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0
+    cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0 creativeml-openrail-m ecl-2.0 epl-1.0 epl-2.0 etalab-2.0
+    eupl-1.1 gfdl gpl gpl-2.0 gpl-3.0 h-research intel-research isc lgpl lgpl-2.1 lgpl-3.0 mit mpl-2.0 ms-pl ncsa odbl
+    odc-by ofl-1.1 openrail openrail++ osl-3.0 other pddl postgresql unlicense wtfpl zlib
+"""
+LICENSES = tuple(_LICENSES.split())
 CARD_ENTRIES = {
     "citation",
     "dataset",
@@ -51,6 +48,10 @@ def check_card(card: Mapping[str, Any]) -> None:
         raise ValueError(f"card['license']={card.get('license')!r} must be one of {', '.join(LICENSES)}")
     if card["license"] == "other" and not (card.get("license_name") and card.get("license_link")):
         raise ValueError("card['license']='other' needs license_name and license_link")
+    if not re.fullmatch(SLUG, card.get("license_name") or "x"):
+        raise ValueError(
+            f"card['license_name']={card['license_name']!r} must be a name as 'my-license-1.0', for the Hub"
+        )
     for key in sorted(card.keys() - {"metrics", "tags"}):
         if not isinstance(card[key], str):
             raise ValueError(f"card[{key!r}]={card[key]!r} must be text")
@@ -71,11 +72,9 @@ def card_text(config: Mapping[str, Any], card: Mapping[str, Any], found: Mapping
         gmacs: Multiply-adds of one image, in units of 1e9.
     """
     cfg, name = config["pretrained_cfg"], found["architecture"]
-    metrics = card.get("metrics", {})
-    results = [
-        EvalResult("image-classification", card.get("dataset", "unknown"), card.get("dataset", "unknown"), key, value)
-        for key, value in metrics.items()
-    ]
+    metrics, dataset = card.get("metrics", {}), card.get("dataset") or "unknown"
+    slug = re.sub(r"[^\w.-]+", "-", dataset).strip("-") or "unknown"  # the Hub takes no other letters there
+    results = [EvalResult("image-classification", slug, dataset, key, value) for key, value in metrics.items()]
     data = ModelCardData(
         license=card["license"],
         license_name=card.get("license_name"),
@@ -125,7 +124,7 @@ def pushed_card(folder: Path, repo_id: str) -> bytes:
         data: Any = ModelCard(text).data
     except Exception as error:  # no UTF-8, or no YAML, whose errors are its library's own
         raise Refused(f"{CARD} cannot be read: {' '.join(str(error).split())[:200]}") from None
-    if not isinstance(data.license, str):
+    if data.license not in LICENSES:
         raise Refused(f"{CARD}: license={data.license!r} must be one of {', '.join(LICENSES)}")
     if data.license == "other" and not (data.license_name and data.license_link):
         raise Refused(f"{CARD}: license='other' needs license_name and license_link")

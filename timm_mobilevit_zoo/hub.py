@@ -319,6 +319,8 @@ def _config(folder: Path, network: Any, card: Mapping[str, Any]) -> dict[str, An
         args["in_chans"] = network.in_chans
     if args:
         config["model_args"] = args
+    # Of a trained network, where timm finds them in both places and transformers in this one.
+    config |= {key: cfg.pop(key) for key in ("label_names", "label_descriptions") if key in cfg}
     cfg["license"] = card["license"]  # not that of other weights, nor their tag
     cfg.pop("tag", None)
     meta = build_meta(config)
