@@ -262,7 +262,7 @@ say([attempt(lambda: hub.load(repo)), attempt(lambda: hub.load(repo, revision="v
         first,
     )
     for message in told[:3]:
-        assert re.match("ValueError: revision=.* must be a full commit id, 40 hex digits", message)
+        assert re.match("ValueError: revision=.* must be a full commit id, 40 lower-case hex digits", message)
     same(told[3], folder)
     assert re.match(r"HubError: \(404\) config.json of me/small.digits at 0{10}: .*no such revision", told[4])
     assert re.match(r"HubError: \(404\) me/small.digits at v2: the repository has no such revision", told[5])
@@ -525,7 +525,15 @@ def test_a_killed_download_is_taken_up_again(hub, run, folder, tmp_path):
 
 # Strangers
 
-NOT_OVER_HTTP = {"a link out", "a folder for weights", "a pickle beside", "a pickle below"}  # refused in folders
+NOT_OVER_HTTP = {
+    "a link out",
+    "a folder for weights",
+    "a pickle beside",
+    "a pickle below",
+    "a link to itself",
+    "a pickle of joblib",
+    "an archive",
+}  # refused in folders
 
 
 def test_hostile_repositories_are_refused_by_name(hub, run, exported, tmp_path):
@@ -558,6 +566,48 @@ say({repo: attempt(lambda: hub.load(repo, revision=sha)) for repo, sha in cases.
         assert missing or re.search(message, told[repo]), (repo, told[repo], message)
     fetched = {one.path for one in hub.requests if one.method == "GET"}
     assert not any("vast" in path and WEIGHTS in path for path in fetched), "refused by its size, before it is sent"
+
+
+def test_a_hub_cannot_swap_a_pinned_file_for_one_of_another_commit(hub, run, folder):
+    """It answers for the config in the name of a commit whose weights are in the cache, as a user's unpinned load."""
+    (folder / "config.json").write_text(re.sub(r',\s*"probe".*', "}", (folder / "config.json").read_text(), flags=re.S))
+    files, digests = contents(folder), our_hub.check(folder)["sha256"]
+    other = {key: value + 1 for key, value in load_file(folder / WEIGHTS).items()}
+    save_file(other, folder / WEIGHTS)
+    theirs, pinned = hub.add(REPO, contents(folder)), hub.add(REPO, files)
+    code = "say(attempt(lambda: hub.load(sys.argv[1], revision=sys.argv[2], sha256=json.loads(sys.argv[3]))))"
+    assert run(code, REPO, theirs, "null", home="home") == "done"
+    swap = {"match": "config.json", "action": "headers", "headers": {"X-Repo-Commit": theirs}, "times": 9}
+    hub.faults.append(swap)
+    told = run(code, REPO, pinned, json.dumps(digests), home="home")
+    assert re.match(rf"Refused: config.json of {REPO} at .*: the Hub sent it as that of commit '{theirs}'", told)
+    hub.faults.clear()
+    assert run(code, REPO, pinned, json.dumps(digests), home="new") == "done"
+
+
+def test_a_file_without_a_digest_needs_a_pin(hub, run, folder):
+    sha, digests = hub.add(REPO, contents(folder)), our_hub.check(folder)["sha256"]
+    odd = {"ETag": '"5f3e-1"', "X-Linked-Etag": '"5f3e-1"'}
+    hub.faults += [{"match": WEIGHTS, "host": "hub", "action": "headers", "headers": odd, "times": 99}]
+    code = "say(attempt(lambda: hub.load(sys.argv[1], revision=sys.argv[2], sha256=json.loads(sys.argv[3]))))"
+    told = run(code, REPO, sha, "null")
+    assert told == f"Refused: {WEIGHTS}: the Hub keeps it as '5f3e-1', which is no digest; give its sha256"
+    assert run(code, REPO, sha, json.dumps(digests)) == "done"
+
+
+def test_a_size_that_is_not_announced_is_looked_at_after_the_download(hub, run, folder):
+    sha = hub.add(REPO, contents(folder) | {WEIGHTS: (folder / WEIGHTS).read_bytes() + bytes(4 << 20)})
+    hub.faults += [
+        {"match": WEIGHTS, "host": "hub", "action": "headers", "headers": {"X-Linked-Size": ""}, "times": 99}
+    ]
+    told = run("say(attempt(lambda: hub.load(sys.argv[1], revision=sys.argv[2])))", REPO, sha)
+    assert re.match(rf"Refused: {WEIGHTS} of {REPO} at .* has [\d,]+ bytes; at most [\d,]+ are right", told), told
+
+
+@pytest.mark.parametrize("sha256", [["0" * 64], "0" * 64, {"model.safetensors": "A" * 64}, {"README.md": "0" * 64}])
+def test_malformed_pins_are_named(sha256):
+    with pytest.raises(ValueError, match=r"sha256=.* must give 64 .*hex digits"):
+        our_hub.load(REPO, revision="0" * 40, sha256=sha256)
 
 
 def write(path, text):
