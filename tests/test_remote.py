@@ -428,6 +428,56 @@ def test_two_pushes_at_once(hub, tmp_path, exported):
     assert {name: there[name] for name in wholes[0]} in wholes
 
 
+def test_a_repository_that_appears_after_the_look_is_left_alone(hub, zoo, folder):
+    hub.faults.append({"match": "/repos/create", "action": "delay", "seconds": 3})
+    with ThreadPoolExecutor() as pool:
+        push = pool.submit(zoo, ["push", folder, REPO, "--yes"], status=[2])
+        for _ in range(600):
+            if not hub.faults:
+                break
+            time.sleep(0.1)
+        theirs = hub.add(REPO, {"config.json": b"theirs", "pytorch_model.bin": b"theirs"}, private=True)
+        assert f"(409) creating {REPO}: it exists already, or is being changed" in push.result()[0]
+    assert hub.head(REPO) == theirs
+
+
+def test_a_folder_that_changes_meanwhile_is_not_pushed(hub, run, folder):
+    told = run(
+        """
+from timm_mobilevit_zoo import _push
+plan = _push.plan
+def late(repo_id, files, **options):
+    with open(sys.argv[1] + "/model.safetensors", "ab") as file:
+        file.write(b"more")
+    return plan(repo_id, files, **options)
+_push.plan = late
+say(attempt(lambda: hub.push(sys.argv[1], sys.argv[2], dry_run=False)))
+""",
+        folder,
+        REPO,
+    )
+    assert told == f"Refused: {folder} has changed since it was checked"
+    assert not hub.exists(REPO)
+
+
+@pytest.mark.parametrize(
+    "answer", [None, ["me"], {}, {"name": "me", "orgs": ["ours"]}, {"name": "me", "orgs": None, "auth": None}]
+)
+def test_an_odd_answer_about_the_account_is_told(folder, monkeypatch, answer):
+    monkeypatch.setattr("huggingface_hub.HfApi.whoami", lambda *args, **kwargs: answer)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *args, **kwargs: 1 / 0)
+    usable = isinstance(answer, dict) and "auth" in answer
+    with pytest.raises(our_hub.HubError, match=f"{REPO}: .*ZeroDivision" if usable else "your account: .*Error"):
+        our_hub.push(folder, REPO, token="hf_unused")
+
+
+def test_names_on_the_hub_do_not_move_the_cursor(hub, zoo, folder):
+    hub.add(REPO, {"\x1b[2J.pt": b"a", "a\nnothing was changed.pt": b"b"}, private=True)
+    (told,) = zoo(["push", folder, REPO])
+    assert "  deleted ?[2J.pt\n" in told
+    assert "  deleted a?nothing was changed.pt\n" in told
+
+
 def test_a_hub_that_keeps_something_else_is_noticed(hub, zoo, folder):
     hub.faults.append({"match": "/tree/", "action": "lie", "times": 9})
     (message,) = zoo(["push", folder, REPO, "--yes"], status=[2])

@@ -253,9 +253,11 @@ def push(
     check_repo_id(repo_id)
     check_token(token)
     found = check(path)
-    files: dict[str, bytes | Path] = {name: path / name for name in (CONFIG, WEIGHTS)}
+    files: dict[str, bytes | Path] = {CONFIG: (path / CONFIG).read_bytes(), WEIGHTS: path / WEIGHTS}
     files[CARD] = pushed_card(path, repo_id)
     plan = _push.plan(repo_id, files, private=private, branch=branch, token=token)
+    if plan["sha256"] != found["sha256"]:
+        raise Refused(f"{path} has changed since it was checked")
     if dry_run:
         return plan
     return _push.commit(plan, files, message=message or f"Add {found['architecture']}", token=token)
