@@ -388,7 +388,7 @@ def edit(folder, old, new):
     path.write_text(text.replace(old, new))
 
 
-@pytest.mark.parametrize("repo", ["name", "a/b/c", "../b", "a/..", "a/", "hf-hub:a/b", "a b/c", ""])
+@pytest.mark.parametrize("repo", ["name", "a/b/c", "../b", "a/..", "a/", "hf-hub:a/b", "a b/c", "", None])
 def test_what_is_no_repository(folder, repo):
     with pytest.raises(ValueError, match="repo_id="):
         our_hub.push(folder, repo)
@@ -730,6 +730,13 @@ say([tell(timm.create_model(name, pretrained=True)), tell(hub.load(name)), timm.
     path.write_text(json.dumps(config))
     message = run("timm.create_model(sys.argv[1], pretrained=True)", name, status=1, PYTHONPATH=str(copy))
     assert re.search(rf"Refused: {WEIGHTS} of {REPO} at {sha[:10]}: its digest is \w+, not 0{{64}}", message)
+
+
+@pytest.mark.parametrize("ask", [our_hub.load, our_hub.pull])
+def test_what_is_no_name(ask):
+    for model in (None, 5, Path("a/b")):
+        with pytest.raises(ValueError, match=r"model=.* must be a repository, 'owner/name', or a registered name"):
+            ask(model)
 
 
 def test_names_without_weights_say_so(run):
