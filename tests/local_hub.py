@@ -10,6 +10,7 @@ dictionaries that make it misbehave, each `times` times (once if it does not say
 
     status      answer with this `status` and `message`
     delay       wait `seconds` before the answer
+    headers     answer with these `headers` instead of the true ones
     lie         tell another sha256 for files in LFS (if nothing else is said, in answers about a tree or about paths)
     truncate    promise the whole body, send `bytes` of it, and close the connection
     corrupt     flip a bit of the body's byte at `offset`
@@ -131,7 +132,7 @@ class Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         self.where, self.body, self.account, self.role = unquote(url.path), self.read_body(), None, ""
         self.query = {key: values[0] for key, values in parse_qs(url.query, keep_blank_values=True).items()}
-        self.fault = self.take_fault("status", "delay", "lie")
+        self.fault = self.take_fault("status", "delay", "lie", "headers")
         if self.hub._stopped:
             self.close_connection = True
             return
@@ -170,7 +171,7 @@ class Handler(BaseHTTPRequestHandler):
     def send(self, answer: Answer) -> None:
         data = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
         kind = "application/octet-stream" if isinstance(answer.body, bytes) else "application/json; charset=utf-8"
-        status, headers, wanted = answer.status, answer.headers, self.headers["Range"]
+        status, headers, wanted = answer.status, answer.headers | self.fault.get("headers", {}), self.headers["Range"]
         ends = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted or "") if status == 200 and "ETag" in headers else None
         shows = ["truncate", "corrupt", "slow"] if status == 200 and data and self.command != "HEAD" else []
         fault = self.take_fault(*shows, *(["no_range"] if ends else []))

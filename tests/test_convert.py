@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from zoo import GOLDEN, author_weights, close, create, image
+from zoo import GOLDEN, author_weights, close, create, every_first, image
 
 from timm_mobilevit_zoo import hub
 from timm_mobilevit_zoo.cli import main
@@ -119,6 +119,32 @@ def test_an_image_size_is_for_models_made_for_one(path, tmp_path):
     convert(str(tmp_path / "authors.pth"), model=path.stem, output=str(tmp_path / "out"), license="mit", img_size=64)
     model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
     assert torch.isfinite(model(image(64, 64))).all()
+
+
+def test_a_checkpoint_that_holds_itself(tmp_path, tensors):
+    loop = {"epoch": 3}
+    loop["model"] = loop
+    torch.save(loop, tmp_path / "loop.pth")
+    with pytest.raises(ValueError, match="holds no tensors by name"):
+        read_checkpoint(tmp_path / "loop.pth")
+
+
+@every_first
+def test_tensors_of_odd_shapes(name, tmp_path):
+    shapes = [(), (0,), (3,), (2, 2, 2, 2)]
+    for number, shape in enumerate(shapes):
+        torch.save({key: torch.zeros(shape) for key in create(name).state_dict()}, tmp_path / f"{number}.pth")
+        with pytest.raises(ValueError, match=f"checkpoint=.* does not fit {name}: ."):
+            convert(str(tmp_path / f"{number}.pth"), model=name, output=str(tmp_path / "out"), license="mit")
+    assert len(os.listdir(tmp_path)) == len(shapes)
+
+
+@pytest.mark.parametrize("change", [torch.Tensor.to_sparse, lambda tensor: tensor.to("meta")], ids=["sparse", "meta"])
+def test_tensors_that_are_no_plain_ones(tmp_path, tensors, change):
+    torch.save({key: change(value) if value.dim() > 1 else value for key, value in tensors.items()}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"checkpoint=.* does not fit"):
+        convert(str(tmp_path / "a.pth"), model=NAME, output=str(tmp_path / "out"), license="mit")
+    assert os.listdir(tmp_path) == ["a.pth"]
 
 
 def test_broken_safetensors(tmp_path):

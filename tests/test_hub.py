@@ -16,6 +16,7 @@ from timm.models import save_for_hf
 from zoo import FIRST, FIXED, NAMES, create
 
 from timm_mobilevit_zoo import hub
+from timm_mobilevit_zoo._card import pushed_card
 from timm_mobilevit_zoo._checks import Refused
 from timm_mobilevit_zoo._probe import matches, probe
 from timm_mobilevit_zoo._published import HubConfig, Pins
@@ -98,10 +99,16 @@ def test_the_card_tells_what_it_is_given(tmp_path):
             "license_name'\\]='My own' must be a name as",
         ),
         ({"license": "mit", "dataset": 5}, r"card\['dataset'\]=5 must be text"),
-        ({"license": "mit", "metrics": {"top-1": "best"}}, r"card\['metrics'\]=.* must give a number"),
+        ({"license": "mit", "metrics": {"top-1": "best"}}, r"card\['metrics'\]=.* must give a finite number"),
         ({"license": "mit", "tags": "tiny"}, r"card\['tags'\]='tiny' must be a list"),
         ({"license": "mit", "tags": ["transformers"]}, "without 'transformers'"),
         ({"license": "mit", "licence": "mit"}, "card has no entry licence"),
+        ({"license": "mit", 5: 1}, "card has no entry 5"),
+        (None, "card=None must be a mapping"),
+        (CARD | {"tags": None}, r"card\['tags'\]=None must be a list of names"),
+        (CARD | {"metrics": {"top-1": float("nan")}}, r"card\['metrics'\]=.* must give a finite number for each name"),
+        (CARD | {"metrics": {"top-1": True}}, r"card\['metrics'\]=.* must give a finite number for each name"),
+        (CARD | {"metrics": {1: 97.5}}, r"card\['metrics'\]=.* must give a finite number for each name"),
     ],
 )
 def test_a_card_needs_a_licence(tmp_path, card, message):
@@ -121,6 +128,68 @@ def test_label_names_stay_where_transformers_finds_them(tmp_path):
     again = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True)
     assert again.pretrained_cfg["label_names"] == names
     assert "type: My-data-3-letters" in (tmp_path / "folder" / "README.md").read_text()
+
+
+def test_a_card_takes_numpys_numbers_and_text(tmp_path):
+    told = {"dataset": np.str_("digits"), "metrics": {np.str_("top-1"): np.float64(97.5), "top-5": np.int64(99)}}
+    hub.export(create(SMALL), tmp_path / "folder", card=CARD | told)
+    text = pushed_card(tmp_path / "folder", "me/mine").decode()
+    assert "numpy" not in text
+    for line in ("- digits", "type: top-1", "value: 97.5", "value: 99"):
+        assert line in text
+
+
+def test_a_card_edited_by_hand_is_pushed_with_the_repositorys_name(folder):
+    path = folder / "README.md"
+    example = 'timm.create_model("hf-hub:OWNER/REPOSITORY", pretrained=True)'
+    text = path.read_text()
+    assert example in text
+    teacher = '```python\nteacher = timm.create_model("hf-hub:timm/vit", pretrained=True)\n```\n'
+    written = {
+        "timm.create_model('hf-hub:OWNER/REPOSITORY', pretrained=True)": "'hf-hub:me/mine'",
+        'timm.create_model("hf-hub:OWNER/REPOSITORY", pretrained=True, num_classes=5)': '"hf-hub:me/mine"',
+        'timm.create_model("hf-hub:you/yours", pretrained=True)': '"hf-hub:me/mine"',
+    }
+    for theirs, ours in written.items():
+        for prefix, end in (("", "\n"), ("\ufeff", "\r\n")):  # as Windows' editors write
+            path.write_bytes((prefix + text.replace(example, theirs) + teacher).replace("\n", end).encode())
+            pushed = pushed_card(folder, "me/mine").decode()
+            assert pushed.startswith("---\n")
+            assert pushed.count("me/mine") == 1
+            assert ours in pushed
+            assert "hf-hub:timm/vit" in pushed
+
+
+@pytest.mark.parametrize("place", ["", ".", "link", "dangling", "file", "a\0b", None, "full/.."])
+def test_where_a_folder_cannot_be(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("full")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    monkeypatch.setattr(hub, "save_for_hf", lambda *args, **kwargs: pytest.fail("work would be lost"))
+    with pytest.raises(ValueError, match="folder="):
+        hub.export(create(SMALL), place, card=CARD)
+    assert sorted(os.listdir(tmp_path)) == ["dangling", "file", "full", "link"]
+
+
+def test_what_is_no_model_is_told_what_to_do(tmp_path):
+    model = create(SMALL)
+    tied = create(SMALL)
+    tied.blocks[1].norm1.weight = tied.blocks[0].norm1.weight
+    cases = [
+        (torch.nn.DataParallel(model), r"model=DataParallel wraps the model; give it as model\.module"),
+        (torch.compile(model), r"model=OptimizedModule wraps the model; give it as model\._orig_mod"),
+        (create(SMALL, features_only=True), r"model=Feature\w+Net is no classifier of timm's"),
+        (torch.nn.Linear(1, 1), "model=Linear is no classifier of timm's"),
+        (None, "model=NoneType is no classifier of timm's"),
+        (create(SMALL, device="meta"), "is on the meta device"),
+        (tied, r"shares blocks\.1\.norm1\.weight with blocks\.0\.norm1\.weight"),
+    ]
+    for wrong, message in cases:
+        with pytest.raises(ValueError, match=message):
+            hub.export(wrong, tmp_path / "folder", card=CARD)
+    assert not os.listdir(tmp_path)
 
 
 def test_what_cannot_be_exported(tmp_path):
@@ -256,6 +325,18 @@ HOSTILE = {
     "a crop of nothing": (inside("pretrained_cfg", crop_pct=0), "pretrained_cfg.crop_pct=0 must be 0.01 to 2"),
     "no interpolation": (inside("pretrained_cfg", interpolation="evil"), "interpolation='evil' is none of"),
     "no crop": (inside("pretrained_cfg", crop_mode="evil"), "crop_mode='evil' is none of"),
+    "layers of another network": (inside("pretrained_cfg", classifier="blocks"), "classifier='blocks' must be 'head'"),
+    "layers that are none": (inside("pretrained_cfg", classifier=[1]), r"pretrained_cfg.classifier='\[1\]' must be"),
+    "a first layer that is none": (inside("pretrained_cfg", first_conv=5), "pretrained_cfg.first_conv='5' must be"),
+    "classes cut off": (inside("pretrained_cfg", label_offset=1), "pretrained_cfg.label_offset='1' must be 0"),
+    "a size fixed in words": (inside("pretrained_cfg", fixed_input_size="no"), "fixed_input_size='no' must be true or"),
+    "a size of null": (inside("pretrained_cfg", input_size=None), "pretrained_cfg.input_size is null"),
+    "hidden labels": (inside("pretrained_cfg", label_names=["a", "b", "\x1b[2J"]), "label_names must be printable"),
+    "hidden labels as text": (inside("pretrained_cfg", label_names="abc"), "label_names is no list"),
+    "many entries": (config(label_descriptions={str(i): "" for i in range(400_000)} | {"a": 1}), "must be strings"),
+    "a link to itself": (lambda f: (f / "loop").symlink_to("loop"), "loop is a link that leads out"),
+    "a pickle of joblib": (file("a.joblib"), "a.joblib is a pickle or an archive"),
+    "an archive": (file("weights.tar.gz"), "weights.tar.gz is a pickle or an archive"),
     "labels as text": (config(label_names="abc"), "label_names is no list"),
     "too few labels": (config(label_names=["a", "b"]), "label_names has 2 entries, num_classes is 3"),
     "labels that move the cursor": (config(label_names=["a", "b", "\x1b[2J"]), "label_names must be printable"),

@@ -262,7 +262,7 @@ say([attempt(lambda: hub.load(repo)), attempt(lambda: hub.load(repo, revision="v
         first,
     )
     for message in told[:3]:
-        assert re.match("ValueError: revision=.* must be a full commit id, 40 hex digits", message)
+        assert re.match("ValueError: revision=.* must be a full commit id, 40 lower-case hex digits", message)
     same(told[3], folder)
     assert re.match(r"HubError: \(404\) config.json of me/small.digits at 0{10}: .*no such revision", told[4])
     assert re.match(r"HubError: \(404\) me/small.digits at v2: the repository has no such revision", told[5])
@@ -390,7 +390,7 @@ def edit(folder, old, new):
     path.write_text(text.replace(old, new))
 
 
-@pytest.mark.parametrize("repo", ["name", "a/b/c", "../b", "a/..", "a/", "hf-hub:a/b", "a b/c", ""])
+@pytest.mark.parametrize("repo", ["name", "a/b/c", "../b", "a/..", "a/", "hf-hub:a/b", "a b/c", "", None])
 def test_what_is_no_repository(folder, repo):
     with pytest.raises(ValueError, match="repo_id="):
         our_hub.push(folder, repo)
@@ -428,6 +428,56 @@ def test_two_pushes_at_once(hub, tmp_path, exported):
     there = hub.files(REPO)
     wholes = [{name: (f / name).read_bytes() for name in ("config.json", WEIGHTS)} for f in folders]
     assert {name: there[name] for name in wholes[0]} in wholes
+
+
+def test_a_repository_that_appears_after_the_look_is_left_alone(hub, zoo, folder):
+    hub.faults.append({"match": "/repos/create", "action": "delay", "seconds": 3})
+    with ThreadPoolExecutor() as pool:
+        push = pool.submit(zoo, ["push", folder, REPO, "--yes"], status=[2])
+        for _ in range(600):
+            if not hub.faults:
+                break
+            time.sleep(0.1)
+        theirs = hub.add(REPO, {"config.json": b"theirs", "pytorch_model.bin": b"theirs"}, private=True)
+        assert f"(409) creating {REPO}: it exists already, or is being changed" in push.result()[0]
+    assert hub.head(REPO) == theirs
+
+
+def test_a_folder_that_changes_meanwhile_is_not_pushed(hub, run, folder):
+    told = run(
+        """
+from timm_mobilevit_zoo import _push
+plan = _push.plan
+def late(repo_id, files, **options):
+    with open(sys.argv[1] + "/model.safetensors", "ab") as file:
+        file.write(b"more")
+    return plan(repo_id, files, **options)
+_push.plan = late
+say(attempt(lambda: hub.push(sys.argv[1], sys.argv[2], dry_run=False)))
+""",
+        folder,
+        REPO,
+    )
+    assert told == f"Refused: {folder} has changed since it was checked"
+    assert not hub.exists(REPO)
+
+
+@pytest.mark.parametrize(
+    "answer", [None, ["me"], {}, {"name": "me", "orgs": ["ours"]}, {"name": "me", "orgs": None, "auth": None}]
+)
+def test_an_odd_answer_about_the_account_is_told(folder, monkeypatch, answer):
+    monkeypatch.setattr("huggingface_hub.HfApi.whoami", lambda *args, **kwargs: answer)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *args, **kwargs: 1 / 0)
+    usable = isinstance(answer, dict) and "auth" in answer
+    with pytest.raises(our_hub.HubError, match=f"{REPO}: .*ZeroDivision" if usable else "your account: .*Error"):
+        our_hub.push(folder, REPO, token="hf_unused")
+
+
+def test_names_on_the_hub_do_not_move_the_cursor(hub, zoo, folder):
+    hub.add(REPO, {"\x1b[2J.pt": b"a", "a\nnothing was changed.pt": b"b"}, private=True)
+    (told,) = zoo(["push", folder, REPO])
+    assert "  deleted ?[2J.pt\n" in told
+    assert "  deleted a?nothing was changed.pt\n" in told
 
 
 def test_a_hub_that_keeps_something_else_is_noticed(hub, zoo, folder):
@@ -527,7 +577,15 @@ def test_a_killed_download_is_taken_up_again(hub, run, folder, tmp_path):
 
 # Strangers
 
-NOT_OVER_HTTP = {"a link out", "a folder for weights", "a pickle beside", "a pickle below"}  # refused in folders
+NOT_OVER_HTTP = {
+    "a link out",
+    "a folder for weights",
+    "a pickle beside",
+    "a pickle below",
+    "a link to itself",
+    "a pickle of joblib",
+    "an archive",
+}  # refused in folders
 
 
 def test_hostile_repositories_are_refused_by_name(hub, run, exported, tmp_path):
@@ -560,6 +618,48 @@ say({repo: attempt(lambda: hub.load(repo, revision=sha)) for repo, sha in cases.
         assert missing or re.search(message, told[repo]), (repo, told[repo], message)
     fetched = {one.path for one in hub.requests if one.method == "GET"}
     assert not any("vast" in path and WEIGHTS in path for path in fetched), "refused by its size, before it is sent"
+
+
+def test_a_hub_cannot_swap_a_pinned_file_for_one_of_another_commit(hub, run, folder):
+    """It answers for the config in the name of a commit whose weights are in the cache, as a user's unpinned load."""
+    (folder / "config.json").write_text(re.sub(r',\s*"probe".*', "}", (folder / "config.json").read_text(), flags=re.S))
+    files, digests = contents(folder), our_hub.check(folder)["sha256"]
+    other = {key: value + 1 for key, value in load_file(folder / WEIGHTS).items()}
+    save_file(other, folder / WEIGHTS)
+    theirs, pinned = hub.add(REPO, contents(folder)), hub.add(REPO, files)
+    code = "say(attempt(lambda: hub.load(sys.argv[1], revision=sys.argv[2], sha256=json.loads(sys.argv[3]))))"
+    assert run(code, REPO, theirs, "null", home="home") == "done"
+    swap = {"match": "config.json", "action": "headers", "headers": {"X-Repo-Commit": theirs}, "times": 9}
+    hub.faults.append(swap)
+    told = run(code, REPO, pinned, json.dumps(digests), home="home")
+    assert re.match(rf"Refused: config.json of {REPO} at .*: the Hub sent it as that of commit '{theirs}'", told)
+    hub.faults.clear()
+    assert run(code, REPO, pinned, json.dumps(digests), home="new") == "done"
+
+
+def test_a_file_without_a_digest_needs_a_pin(hub, run, folder):
+    sha, digests = hub.add(REPO, contents(folder)), our_hub.check(folder)["sha256"]
+    odd = {"ETag": '"5f3e-1"', "X-Linked-Etag": '"5f3e-1"'}
+    hub.faults += [{"match": WEIGHTS, "host": "hub", "action": "headers", "headers": odd, "times": 99}]
+    code = "say(attempt(lambda: hub.load(sys.argv[1], revision=sys.argv[2], sha256=json.loads(sys.argv[3]))))"
+    told = run(code, REPO, sha, "null")
+    assert told == f"Refused: {WEIGHTS}: the Hub keeps it as '5f3e-1', which is no digest; give its sha256"
+    assert run(code, REPO, sha, json.dumps(digests)) == "done"
+
+
+def test_a_size_that_is_not_announced_is_looked_at_after_the_download(hub, run, folder):
+    sha = hub.add(REPO, contents(folder) | {WEIGHTS: (folder / WEIGHTS).read_bytes() + bytes(4 << 20)})
+    hub.faults += [
+        {"match": WEIGHTS, "host": "hub", "action": "headers", "headers": {"X-Linked-Size": ""}, "times": 99}
+    ]
+    told = run("say(attempt(lambda: hub.load(sys.argv[1], revision=sys.argv[2])))", REPO, sha)
+    assert re.match(rf"Refused: {WEIGHTS} of {REPO} at .* has [\d,]+ bytes; at most [\d,]+ are right", told), told
+
+
+@pytest.mark.parametrize("sha256", [["0" * 64], "0" * 64, {"model.safetensors": "A" * 64}, {"README.md": "0" * 64}])
+def test_malformed_pins_are_named(sha256):
+    with pytest.raises(ValueError, match=r"sha256=.* must give 64 .*hex digits"):
+        our_hub.load(REPO, revision="0" * 40, sha256=sha256)
 
 
 def write(path, text):
@@ -632,6 +732,13 @@ say([tell(timm.create_model(name, pretrained=True)), tell(hub.load(name)), timm.
     path.write_text(json.dumps(config))
     message = run("timm.create_model(sys.argv[1], pretrained=True)", name, status=1, PYTHONPATH=str(copy))
     assert re.search(rf"Refused: {WEIGHTS} of {REPO} at {sha[:10]}: its digest is \w+, not 0{{64}}", message)
+
+
+@pytest.mark.parametrize("ask", [our_hub.load, our_hub.pull])
+def test_what_is_no_name(ask):
+    for model in (None, 5, Path("a/b")):
+        with pytest.raises(ValueError, match=r"model=.* must be a repository, 'owner/name', or a registered name"):
+            ask(model)
 
 
 def test_names_without_weights_say_so(run):

@@ -1,7 +1,9 @@
 """The model card of a folder of weights: what may go into it, its text, and what a push asks of it."""
 
+import math
 import re
 from collections.abc import Mapping
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ __all__ = ["CARD", "MAX_CARD_BYTES", "card_text", "check_card", "pushed_card"]
 CARD = "README.md"
 MAX_CARD_BYTES = 1 << 20
 HERE = "OWNER/REPOSITORY"  # until a push knows which
-EXAMPLE = r'(timm\.create_model\("hf-hub:)[^"\s]+(", pretrained=True\))'
+EXAMPLE = r"""(import timm_mobilevit_zoo\b[^`]*?\btimm\.create_model\(["']hf-hub:)[^"'\s]+"""  # in one block of code
 SLUG = "[a-z0-9][a-z0-9.-]*"
 # The Hub's identifiers, but for those of a single model.
 _LICENSES = """
@@ -41,7 +43,9 @@ CARD_ENTRIES = {
 
 def check_card(card: Mapping[str, Any]) -> None:
     """Refuse a card without a licence, with entries that there are not, or with values of another kind."""
-    unknown = sorted(card.keys() - CARD_ENTRIES)
+    if not isinstance(card, Mapping):
+        raise ValueError(f"card={card!r} must be a mapping, at least {{'license': 'mit'}} or another licence")
+    unknown = sorted(map(str, card.keys() - CARD_ENTRIES))
     if unknown:
         raise ValueError(f"card has no entry {', '.join(unknown)}; it may have {', '.join(sorted(CARD_ENTRIES))}")
     if card.get("license") not in LICENSES:
@@ -56,10 +60,15 @@ def check_card(card: Mapping[str, Any]) -> None:
         if not isinstance(card[key], str):
             raise ValueError(f"card[{key!r}]={card[key]!r} must be text")
     metrics, tags = card.get("metrics", {}), card.get("tags", ())
-    if not isinstance(metrics, Mapping) or not all(isinstance(value, (int, float)) for value in metrics.values()):
-        raise ValueError(f"card['metrics']={metrics!r} must give a number for each name")
-    if isinstance(tags, str) or not all(isinstance(tag, str) for tag in tags) or "transformers" in tags:
+    if not isinstance(metrics, Mapping) or not all(isinstance(key, str) and _finite(metrics[key]) for key in metrics):
+        raise ValueError(f"card['metrics']={metrics!r} must give a finite number for each name")
+    listed = isinstance(tags, (list, tuple)) and all(isinstance(tag, str) for tag in tags)
+    if not listed or "transformers" in tags:
         raise ValueError(f"card['tags']={tags!r} must be a list of names, without 'transformers': the Hub goes by it")
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def card_text(config: Mapping[str, Any], card: Mapping[str, Any], found: Mapping[str, Any], gmacs: float) -> str:
@@ -72,8 +81,11 @@ def card_text(config: Mapping[str, Any], card: Mapping[str, Any], found: Mapping
         gmacs: Multiply-adds of one image, in units of 1e9.
     """
     cfg, name = config["pretrained_cfg"], found["architecture"]
-    metrics, dataset = card.get("metrics", {}), card.get("dataset") or "unknown"
-    slug = re.sub(r"[^\w.-]+", "-", dataset).strip("-") or "unknown"  # the Hub takes no other letters there
+    # Python's own types: YAML writes NumPy's as objects of theirs, which nobody reads.
+    card = {key: str(value) if isinstance(value, str) else value for key, value in card.items()}
+    metrics = {str(k): int(v) if isinstance(v, Integral) else float(v) for k, v in card.get("metrics", {}).items()}
+    dataset = card.get("dataset") or "unknown"
+    slug = re.sub(r"[^\w./-]+", "-", dataset).strip("-") or "unknown"  # the Hub takes no other letters there
     results = [EvalResult("image-classification", slug, dataset, key, value) for key, value in metrics.items()]
     data = ModelCardData(
         license=card["license"],
@@ -81,8 +93,8 @@ def card_text(config: Mapping[str, Any], card: Mapping[str, Any], found: Mapping
         license_link=card.get("license_link"),
         library_name="timm",
         pipeline_tag="image-classification",
-        tags=["image-classification", "timm", "timm-mobilevit-zoo", *card.get("tags", ())],
-        datasets=[card["dataset"]] if card.get("dataset") else None,
+        tags=["image-classification", "timm", "timm-mobilevit-zoo", *map(str, card.get("tags", ()))],
+        datasets=[slug] if card.get("dataset") else None,
         model_name=name if results else None,
         eval_results=results or None,
     )
@@ -120,7 +132,7 @@ def pushed_card(folder: Path, repo_id: str) -> bytes:
     if path.stat().st_size > MAX_CARD_BYTES:
         raise Refused(f"{CARD} has more than {MAX_CARD_BYTES} bytes")
     try:
-        text = re.sub(EXAMPLE, rf"\g<1>{repo_id}\g<2>", path.read_text(encoding="utf-8"))
+        text = re.sub(EXAMPLE, rf"\g<1>{repo_id}", path.read_text(encoding="utf-8-sig").replace(HERE, repo_id))
         data: Any = ModelCard(text).data
     except Exception as error:  # no UTF-8, or no YAML, whose errors are its library's own
         raise Refused(f"{CARD} cannot be read: {' '.join(str(error).split())[:200]}") from None

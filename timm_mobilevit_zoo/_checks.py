@@ -7,6 +7,7 @@ A folder comes from a stranger: each function here trusts nothing that an earlie
 import dataclasses
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ MAX_CHANNELS = 64
 MAX_SIDE = 4096  # pixels
 MAX_PARAMS = 200_000_000  # ten times the largest network here
 MAX_LOGIT = 3e38  # about float32's
-PICKLES = (".bin", ".ckpt", ".h5", ".msgpack", ".npz", ".pickle", ".pkl", ".pt", ".pth", ".tar")
+PICKLES = (".bin", ".ckpt", ".h5", ".joblib", ".msgpack", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
+ARCHIVES = (".7z", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst")
 
 ENTRIES = {
     "architecture",
@@ -96,11 +98,13 @@ def check_files(folder: Path) -> None:
             f"{name} is missing in {folder}" if not os.path.lexists(path) else f"{name} is no regular file",
         )
     for path in folder.rglob("*"):
-        inside = path.resolve().is_relative_to(root)
+        try:
+            inside = path.resolve().is_relative_to(root)
+        except (OSError, RuntimeError):  # a link to itself
+            inside = False
         _need(inside, f"{path.relative_to(folder)} is a link that leads out of the folder")
-        _need(
-            path.suffix.lower() not in PICKLES, f"{path.name} is a pickle or an archive; weights are safetensors only"
-        )
+        fits = path.suffix.lower() not in PICKLES + ARCHIVES
+        _need(fits, f"{path.name} is a pickle or an archive; weights are safetensors only")
 
 
 def _whole(value: Any, least: int, most: int) -> bool:
@@ -120,9 +124,8 @@ def _no_constant(name: str) -> Any:
 
 
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    twins = sorted({name for name in names if names.count(name) > 1})
-    _need(not twins, f"{CONFIG}: {', '.join(twins)} given twice")
+    twins = sorted(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+    _need(not twins, f"{CONFIG}: {', '.join(twins)[:200]} given twice")
     return dict(pairs)
 
 
@@ -159,7 +162,9 @@ def check_config(folder: Path, architectures: Collection[str]) -> dict[str, Any]
     size = cfg.get("input_size")
     told = size[0] if isinstance(size, list) and size else 3
     _check_pretrained_cfg(cfg, classes, args.get("in_chans", told))
+    _check_layers(cfg, name)
     _check_labels(config, classes)
+    _check_labels(cfg, classes)  # timm takes them from here, too
     if "probe" in config:
         check_probe_form(config["probe"])
     return config
@@ -206,6 +211,19 @@ def _check_pretrained_cfg(cfg: Mapping[str, Any], classes: int, chans: Any) -> N
     for name, choices in (("interpolation", INTERPOLATIONS), ("crop_mode", ("border", "center", "squash"))):
         fits = cfg.get(name) is None or cfg[name] in choices
         _need(fits, f"pretrained_cfg.{name}={str(cfg.get(name))[:80]!r} is none of {', '.join(choices)}")
+
+
+def _check_layers(cfg: Mapping[str, Any], name: str) -> None:
+    """Refuse other layers than the network has where timm adapts weights to other classes or channels."""
+    known: Any = timm.get_pretrained_cfg(name)
+    for entry in ("classifier", "first_conv"):
+        value, right = cfg.get(entry), getattr(known, entry)
+        right = list(right) if isinstance(right, tuple) else right  # as JSON has it
+        _need(value in (None, right), f"pretrained_cfg.{entry}={str(value)[:80]!r} must be {right!r}")
+    offset, fixed = cfg.get("label_offset"), cfg.get("fixed_input_size")
+    _need(offset in (None, 0), f"pretrained_cfg.label_offset={str(offset)[:80]!r} must be 0")
+    _need(fixed in (None, False, True), f"pretrained_cfg.fixed_input_size={str(fixed)[:80]!r} must be true or false")
+    _need(cfg.get("input_size", known) is not None, "pretrained_cfg.input_size is null")
 
 
 def _check_labels(config: Mapping[str, Any], classes: int) -> None:

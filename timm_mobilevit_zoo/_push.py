@@ -27,7 +27,7 @@ def plan(
     api = _api(token)
     with in_words("your account", token):
         me = api.whoami()
-    _check_rights(me, repo_id)
+        _check_rights(me, repo_id)
     with in_words(repo_id, token):
         try:
             info = api.model_info(repo_id, revision=branch)
@@ -69,7 +69,7 @@ def commit(
     api, repo_id, revision = _api(token), planned["repo_id"], planned["parent"]
     if not planned["exists"]:
         with in_words(f"creating {repo_id}", token):
-            api.create_repo(repo_id, private=planned["private"], exist_ok=True)  # perhaps at the same time as another
+            api.create_repo(repo_id, private=planned["private"])  # refused if it is there by now, with what is in it
             info = api.model_info(repo_id)
         if planned["private"] and not info.private:
             raise HubError(f"{repo_id} was to be private, but somebody has made it public; nothing was pushed")
@@ -104,8 +104,8 @@ def _api(token: str | bool | None) -> HfApi:
 
 def _check_rights(me: Mapping[str, Any], repo_id: str) -> None:
     """Refuse what the Hub would refuse only after the upload."""
-    role = me.get("auth", {}).get("accessToken", {}).get("role")
-    owners = [me["name"], *(org["name"] for org in me.get("orgs", ()))]
+    role = ((me.get("auth") or {}).get("accessToken") or {}).get("role")
+    owners = [me["name"], *(org["name"] for org in me.get("orgs") or ())]
     if role == "read":
         raise HubError(f"the token of {me['name']} is read-only; pushing needs one that may write")
     if role == "write" and repo_id.split("/")[0].lower() not in map(str.lower, owners):

@@ -48,7 +48,7 @@ def check_repo_id(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
         owner, name = repo_id.split("/")
-    except (HFValidationError, ValueError, TypeError):
+    except (HFValidationError, ValueError, TypeError, AttributeError):
         raise ValueError(
             f"repo_id={str(repo_id)[:200]!r} must be 'owner/name', of letters, digits, -, _ and ."
         ) from None
@@ -60,7 +60,7 @@ def check_revision(revision: str | None) -> None:
     """Refuse what moves: a branch, a tag, a short commit id."""
     if not isinstance(revision, str) or not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise ValueError(
-            f"revision={revision!r} must be a full commit id, 40 hex digits: a branch or a tag can change. "
+            f"revision={revision!r} must be a full commit id, 40 lower-case hex digits: a branch or a tag can change. "
             "`timm-mobilevit-zoo pull` shows the one that a branch stands at"
         )
 
@@ -165,13 +165,12 @@ def in_words(what: str, token: str | bool | None = None) -> Iterator[None]:
 
 
 def _check_pins(sha256: Mapping[str, str] | None) -> Mapping[str, str]:
-    if not isinstance(sha256 or {}, Mapping):
-        raise ValueError(f"sha256={str(sha256)[:80]!r} must be a dictionary: a digest for {CONFIG}, {WEIGHTS} or both")
+    right = f"must give 64 lower-case hex digits for {CONFIG} or {WEIGHTS}"
+    if sha256 is not None and not isinstance(sha256, Mapping):
+        raise ValueError(f"sha256={str(sha256)[:200]!r} {right}")
     for name, digest in (sha256 or {}).items():
         if name not in (CONFIG, WEIGHTS) or not re.fullmatch(r"[0-9a-f]{64}", str(digest)):
-            raise ValueError(
-                f"sha256={{{name!r}: {str(digest)[:80]!r}}} must give 64 hex digits for {CONFIG} or {WEIGHTS}"
-            )
+            raise ValueError(f"sha256={{{name!r}: {str(digest)[:80]!r}}} {right}")
     return sha256 or {}
 
 
@@ -188,10 +187,14 @@ def _file(name: str, most: int, pinned: str | None, offline: bool, ask: Mapping[
             if size is not None and size > most:
                 raise Refused(f"{what} has {size:,} bytes; at most {most:,} are right")
         for again in (False, True):
-            path = _download(filename=name, force_download=again, local_files_only=offline, **ask)
-            damaged, found, wanted = _compare(Path(path), pinned)
+            path = Path(_download(filename=name, force_download=again, local_files_only=offline, **ask))
+            if path.parent.name != ask["revision"]:  # beside it lies what was downloaded as that commit, unpinned
+                raise Refused(f"{what}: the Hub sent it as that of commit {path.parent.name[:80]!r}")
+            if path.stat().st_size > most:  # not all say how large a file is, or the truth
+                raise Refused(f"{what} has {path.stat().st_size:,} bytes; at most {most:,} are right")
+            damaged, found, wanted = _compare(path, pinned)
             if found == wanted:
-                return Path(path)
+                return path
             if offline or not damaged:
                 break
     why = "; it is damaged in the cache, and offline it cannot be fetched again" if damaged and offline else ""
@@ -218,6 +221,8 @@ def _compare(path: Path, pinned: str | None) -> tuple[bool, str, str]:
         return not whole, found["sha256"], pinned
     if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", kept):
         return True, found["sha256" if len(kept) == 64 else "blob"], kept
+    if kept:
+        raise Refused(f"{path.name}: the Hub keeps it as {kept[:80]!r}, which is no digest; give its sha256")
     return False, "", ""  # no links on this file system, so nothing to compare with
 
 

@@ -64,7 +64,8 @@ def _predict(model: str, images: list[str], as_json: bool, **args: Any) -> int:
 
     results = predict(load(model), images, **args)
     if as_json:
-        _say(json.dumps(results, indent=2))
+        for line in json.dumps(results, indent=2).splitlines():
+            _say(line)
     else:
         for result in results:
             classes = result.get("classes", ())
@@ -150,7 +151,8 @@ def _run(**args: Any) -> int:
 
 
 def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
+    """Print a line, of which a stranger may have written a part, who may try to move the reader's cursor."""
+    sys.stdout.write("".join(letter if letter.isprintable() else "?" for letter in line) + "\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -20,6 +20,7 @@ __all__ = ["convert", "read_checkpoint"]
 
 AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 NESTS = ("state_dict", "model", "module", "net", "params")
+MAX_DEPTH = 10  # of nests in each other
 WRAPPERS = r"^(?:module\.|_orig_mod\.)+"  # of DataParallel and torch.compile
 
 
@@ -54,8 +55,9 @@ def read_checkpoint(file: str | Path, *, ema: bool = False) -> dict[str, Tensor]
         found = next((found[key] for key in AVERAGES if isinstance(found, Mapping) and key in found), None)
         if found is None:
             raise ValueError(f"checkpoint={str(path)!r} holds no averaged weights ({', '.join(AVERAGES)})")
-    while isinstance(found, Mapping) and (inner := next((key for key in NESTS if _is_nest(found, key)), None)):
-        found = found[inner]
+    for _ in range(MAX_DEPTH):  # a pickle can hold itself
+        inner = next((key for key in NESTS if isinstance(found, Mapping) and _is_nest(found, key)), None)
+        found = found[inner] if inner else found
     tensors = {key: value for key, value in found.items() if isinstance(value, Tensor)} if _is_dict(found) else {}
     if not tensors:
         raise ValueError(f"checkpoint={str(path)!r} holds no tensors by name")
@@ -102,7 +104,11 @@ def convert(
     if model not in our_models():
         raise ValueError(f"model={model!r} is none of this package's: {', '.join(our_models())}")
     tensors = read_checkpoint(checkpoint, ema=ema)
-    weights = translate(tensors, model, img_size)
+    try:
+        weights = translate(tensors, model, img_size)
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:  # of tensors of odd shapes
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise ValueError(f"checkpoint={checkpoint!r} does not fit {model}: {reason}") from None
     cfg: Any = timm.get_pretrained_cfg(model)
     head, first = head_of(weights, model), weights.get(f"{cfg.first_conv}.weight")
     network = create(
@@ -112,7 +118,11 @@ def convert(
         in_chans=3 if first is None or first.ndim != 4 else first.shape[1],
     )
     _fit(weights, network.state_dict(), checkpoint, model)
-    network.load_state_dict(weights)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:  # sparse or quantised tensors, or such as have no values
+        reason = str(error).partition("\n")[2].strip()[:300]
+        raise ValueError(f"checkpoint={checkpoint!r} does not fit {model}: {reason}") from None
     network.pretrained_cfg["num_classes"] = network.num_classes
     words = dict(
         license=license,

@@ -7,6 +7,7 @@ data only; a network is always built from this package.
 
 import copy
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
@@ -114,16 +115,15 @@ def export(model: nn.Module, folder: str | Path, *, card: Mapping[str, Any]) -> 
         What `check` returns.
 
     Raises:
-        ValueError: For a folder that holds something, a card without licence or with unknown entries, a model that its
-            name does not rebuild, or weights or logits that are not finite.
+        ValueError: For a folder that holds something, a card without licence or with unknown entries, what is no model
+            of this package (a wrapped one, say), a model that its name does not rebuild, tensors that share memory, or
+            weights or logits that are not finite.
     """
     target = _new_folder(folder, "folder")
     check_card(card)
+    _check_model(model)
     network: Any = copy.deepcopy(model).eval()
     network.to("cpu", memory_format=torch.contiguous_format)
-    name = network.pretrained_cfg["architecture"]
-    if name not in our_models():
-        raise ValueError(f"model={name!r} is none of this package's")
     check_values(network.state_dict())
     with _appearing(target) as part:
         save_for_hf(network, str(part), safe_serialization=True)
@@ -165,7 +165,7 @@ def load(
         HubError: If the Hub cannot be reached, or does not give the files.
         Refused: For what `check` refuses, and for a file with another digest.
     """
-    repo_id, revision, sha256 = _pinned(model, revision, sha256)
+    repo_id, revision, sha256 = _pinned(_name(model), revision, sha256)
     folder = fetch(repo_id, revision, sha256, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
     _check(folder)
     return timm.create_model(f"local-dir:{folder}", pretrained=True, **kwargs)
@@ -198,7 +198,7 @@ def pull(
     """
     target = _new_folder(output, "output") if output else None
     sha256 = None
-    if "/" in model:
+    if "/" in _name(model):
         repo_id = model
         revision = resolve(repo_id, revision or "main", token)
     else:
@@ -211,7 +211,7 @@ def pull(
                 if (folder / name).is_file():
                     shutil.copyfile(folder / name, part / name)
             check(part)
-    return found | {"repo_id": repo_id, "revision": revision, "path": str(target or folder)}
+    return found | {"repo_id": repo_id, "revision": revision, "path": str(output or folder)}
 
 
 def push(
@@ -253,18 +253,47 @@ def push(
     check_repo_id(repo_id)
     check_token(token)
     found = check(path)
-    files: dict[str, bytes | Path] = {name: path / name for name in (CONFIG, WEIGHTS)}
+    files: dict[str, bytes | Path] = {CONFIG: (path / CONFIG).read_bytes(), WEIGHTS: path / WEIGHTS}
     files[CARD] = pushed_card(path, repo_id)
     plan = _push.plan(repo_id, files, private=private, branch=branch, token=token)
+    if plan["sha256"] != found["sha256"]:
+        raise Refused(f"{path} has changed since it was checked")
     if dry_run:
         return plan
     return _push.commit(plan, files, message=message or f"Add {found['architecture']}", token=token)
 
 
+def _check_model(model: Any) -> None:
+    """Refuse what cannot be exported as it is, by what to do about it."""
+    kind = type(model).__name__
+    inner = next(
+        (name for name in ("module", "_orig_mod") if isinstance(model, nn.Module) and hasattr(model, name)), ""
+    )
+    if inner:
+        raise ValueError(f"model={kind} wraps the model; give it as model.{inner}")
+    cfg = getattr(model, "pretrained_cfg", None)
+    if not isinstance(model, nn.Module) or not cfg or not hasattr(model, "num_classes"):
+        raise ValueError(f"model={kind} is no classifier of timm's; give one as timm.create_model returned it")
+    if cfg["architecture"] not in our_models():
+        raise ValueError(f"model={cfg['architecture']!r} is none of this package's")
+    if any(tensor.is_meta for tensor in model.state_dict().values()):
+        raise ValueError(f"model={cfg['architecture']!r} is on the meta device: it has no weights")
+    names: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if (other := names.setdefault(id(parameter), name)) != name:
+            raise ValueError(f"model={cfg['architecture']!r} shares {name} with {other}; give each its own tensor")
+
+
 def _new_folder(folder: str | Path, argument: str) -> Path:
-    target = Path(folder)
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise ValueError(f"{argument}={str(target)!r} holds something; choose a new one")
+    if not isinstance(folder, (str, Path)) or not str(folder) or "\0" in str(folder):
+        raise ValueError(f"{argument}={folder!r} must be the path of a folder, new or empty")
+    target = Path(os.path.abspath(folder))
+    if os.path.lexists(target) and (target.is_symlink() or not target.is_dir()):
+        raise ValueError(f"{argument}={str(folder)!r} holds something that is no folder; choose a new one")
+    if target == Path.cwd():
+        raise ValueError(f"{argument}={str(folder)!r} is the current folder; choose a new one")
+    if target.is_dir() and any(target.iterdir()):
+        raise ValueError(f"{argument}={str(folder)!r} holds something; choose a new one")
     return target
 
 
@@ -278,7 +307,13 @@ def _appearing(target: Path) -> Iterator[Path]:
         yield part
         if target.exists():
             target.rmdir()
-        shutil.move(part, target)
+        part.rename(target)  # or fail, where something has appeared there meanwhile
+
+
+def _name(model: Any) -> str:
+    if not isinstance(model, str):
+        raise ValueError(f"model={model!r} must be a repository, 'owner/name', or a registered name")
+    return model
 
 
 def _pinned(
