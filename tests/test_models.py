@@ -152,6 +152,12 @@ def test_reset_classifier_keeps_type_mode_and_frozen_layers(name):
 # Feature levels
 
 
+@every_fixed
+def test_what_cannot_be_dilated_says_so(name):
+    with pytest.raises(ValueError, match=f"output_stride=16: {name}, on timm's \\w+, cannot be dilated"):
+        create(name, output_stride=16)
+
+
 @every_name
 @pytest.mark.parametrize("feature_cls", [None, "getter"])
 def test_backbone_is_forward_intermediates(name, feature_cls):

@@ -70,8 +70,8 @@ def test_logits(golden, weights_file):
 
 @recordings("feature_64")
 def test_levels(golden, weights_file):
-    levels = create(golden, weights_file, features_only=True)(recorded_image(64))
-    assert len(levels) == len(keys(golden, "feature_64"))
+    wanted = len(keys(golden, "feature_64"))  # the last ones: the stem's map was not recorded
+    levels = create(golden, weights_file, features_only=True, out_indices=wanted)(recorded_image(64))
     for i, level in enumerate(levels):
         compare(golden, f"feature_64.{i}", level)
 

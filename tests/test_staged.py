@@ -94,10 +94,11 @@ def test_feature_wrappers_agree(name, feature_cls):
     model = create(name, features_only=True, feature_cls=feature_cls)
     levels = model(x)
     levels = list(levels.values()) if isinstance(levels, dict) else levels
-    assert model.feature_info.reduction() == [4, 8, 16, 32]
+    reductions = model.feature_info.reduction()
+    assert reductions in ([2, 4, 8, 16, 32], [4, 8, 16, 32])
     assert model.feature_info.channels() == [level.shape[1] for level in levels]
-    assert [tuple(level.shape[2:]) for level in levels] == ceil_shapes(75, 101, [4, 8, 16, 32])
-    for level, expected in zip(levels, reference[-4:], strict=True):
+    assert [tuple(level.shape[2:]) for level in levels] == ceil_shapes(75, 101, reductions)
+    for level, expected in zip(levels, reference, strict=True):
         close(level, expected)
 
 
@@ -134,9 +135,8 @@ def test_a_classifiers_weights_load_into_the_backbone(name):
     missed = backbone.load_state_dict(classifier.state_dict(), strict=False)
     assert not missed.missing_keys
     assert all(key.startswith(("norm.", "head.")) for key in missed.unexpected_keys)
-    for level, expected in zip(
-        backbone(image()), classifier.forward_intermediates(image(), intermediates_only=True)[-4:], strict=True
-    ):
+    levels = classifier.forward_intermediates(image(), intermediates_only=True)
+    for level, expected in zip(backbone(image()), levels, strict=True):
         assert torch.equal(level, expected)
 
 
@@ -169,12 +169,57 @@ def test_staged_pruning(name):
     assert torch.equal(kept(x), model(x))
 
 
+# Dilation
+
+
+@every_staged
+@pytest.mark.parametrize("output_stride", [8, 16, 32])
+def test_output_stride(name, output_stride):
+    model, dilated = create(name), create(name, output_stride=output_stride)
+    dilated.load_state_dict(model.state_dict())
+    reductions = [min(info["reduction"], output_stride) for info in model.feature_info]
+    assert [info["reduction"] for info in dilated.feature_info] == reductions
+    backbone = create(name, features_only=True, output_stride=output_stride)
+    assert backbone.feature_info.reduction() == reductions
+    for size in ((64, 96), (75, 101)):
+        x = image(*size)
+        final, levels = dilated.forward_intermediates(x)
+        assert [tuple(level.shape[2:]) for level in levels] == ceil_shapes(*size, reductions)
+        assert tuple(final.shape[2:]) == ceil_shapes(*size, [output_stride])[0]
+        assert dilated(x).shape == model(x).shape
+        for level, expected in zip(backbone(x), levels, strict=True):
+            close(level, expected)
+    if output_stride == 32:
+        assert torch.equal(dilated(x), model(x))
+
+
+@every_staged
+def test_a_dilated_map_holds_the_cells_of_the_map(name):
+    x = image(128, 128)
+    levels = create(name).forward_intermediates(x, intermediates_only=True)
+    for output_stride in (8, 16):
+        dilated = create(name, output_stride=output_stride)
+        for level, fine in zip(levels, dilated.forward_intermediates(x, intermediates_only=True), strict=True):
+            step = fine.shape[2] // level.shape[2]
+            close(fine[:, :, ::step, ::step], level, 1e-4)
+
+
+@every_staged
+@pytest.mark.parametrize("output_stride", [0, 4, 12, 64, "8", None, 16.5])
+def test_another_output_stride_is_refused(name, output_stride):
+    if output_stride is None:
+        assert create(name, output_stride=None).feature_info == create(name).feature_info  # timm drops what is None
+        return
+    with pytest.raises(ValueError, match=f"output_stride={output_stride} must be one of 8, 16, 32"):
+        create(name, output_stride=output_stride)
+
+
 # Any image size
 
 
 @every_staged
 def test_any_image_size(name):
-    model, backbone = create(name, num_classes=3), create(name, features_only=True, out_indices=(0, 1, 2, 3))
+    model, backbone = create(name, num_classes=3), create(name, features_only=True)
     reductions = backbone.feature_info.reduction()
     tried = set()
 

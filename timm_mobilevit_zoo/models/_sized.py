@@ -56,7 +56,14 @@ def build_sized(
         pretrained: Load the weights that the variant's config names.
         **kwargs: Arguments of `timm.models.build_model_with_cfg` and of `model_cls`, `device` and `dtype` among them.
             Without a `feature_cfg` the backbone is that of timm's ViTs: maps from its last three blocks.
+
+    Raises:
+        ValueError: For an `output_stride`.
     """
+    if (stride := kwargs.pop("output_stride", None)) is not None:
+        raise ValueError(
+            f"output_stride={stride}: {variant}, on timm's {model_cls.__name__}, cannot be dilated; omit it"
+        )
     kwargs.setdefault("feature_cfg", {"out_indices": 3, "feature_cls": "getter"})
     fits = strict_filter(filter_fn, kwargs.get("pretrained_strict", True))
     return build_pinned(model_cls, variant, pretrained, pretrained_filter_fn=fits, **kwargs)

@@ -19,12 +19,13 @@ from torch.utils.checkpoint import checkpoint
 
 from timm_mobilevit_zoo._published import build_pinned
 
-__all__ = ["Stage", "StagedModel", "Stem", "build_staged", "check_args", "check_sizes", "strict_filter"]
+__all__ = ["Stage", "StagedModel", "Stem", "build_staged", "check_args", "check_sizes", "dilations", "strict_filter"]
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 FilterFn = Callable[[dict[str, Any], ModelT], dict[str, Tensor]]
 
 STRIDES = (4, 8, 16, 32)  # image pixels per map cell at the end of stages 1 to 4
+OUTPUT_STRIDES = (8, 16, 32)
 POOLS = ("", "avg", "max", "avgmax", "catavgmax", "fast", "fastavg", "fastmax", "fastavgmax", "fastcatavgmax")
 
 
@@ -33,7 +34,7 @@ def check_args(args: Mapping[str, Any], levels: Sequence[str] = (), *, last_thre
 
     Args:
         args: A constructor's arguments, its `locals()`. Of those here `in_chans` must be at least 1, `num_classes` at
-            least 0, `global_pool` one of timm's names, and a `..._rate` lies in [0, 1).
+            least 0, `global_pool` one of timm's names, `output_stride` 8, 16 or 32, and a `..._rate` lies in [0, 1).
         levels: Names of those that have one entry a stage; an entry that is no tuple is a whole number from 1.
         last_three: Names of those that have one for each of the last three stages.
 
@@ -45,6 +46,8 @@ def check_args(args: Mapping[str, Any], levels: Sequence[str] = (), *, last_thre
             raise ValueError(f"{name}={args[name]} must be at least {least}, a whole number")
     if "global_pool" in args and args["global_pool"] not in POOLS:
         raise ValueError(f"global_pool={args['global_pool']!r} is none of {', '.join(map(repr, POOLS))}")
+    if args.get("output_stride", 32) not in OUTPUT_STRIDES:
+        raise ValueError(f"output_stride={args['output_stride']} must be one of {', '.join(map(str, OUTPUT_STRIDES))}")
     for name in args:
         if name.endswith("_rate") and not 0 <= args[name] < 1:
             raise ValueError(f"{name}={args[name]} must be at least 0 and below 1")
@@ -63,6 +66,18 @@ def check_sizes(args: Mapping[str, Any], names: Sequence[str]) -> None:
     for name in names:
         if not isinstance(args[name], int) or args[name] < 1:
             raise ValueError(f"{name}={args[name]} must be a whole number from 1")
+
+
+def dilations(output_stride: int) -> list[tuple[int, int, int]]:
+    """Return what keeps a network's maps at `output_stride` with the weights of one that halves them further.
+
+    Where a stage no longer halves the map, its cells lie closer, so what looks at neighbours must look further.
+
+    Returns:
+        For each stage the stride and the dilation of the layer that opens it, and the dilation of its other layers.
+    """
+    wide = [max(1, stride // output_stride) for stride in STRIDES]
+    return [(2 if now == before else 1, before, now) for before, now in zip([1, *wide[:-1]], wide, strict=True)]
 
 
 @torch.fx.wrap  # a leaf for every fx tracer, timm's and torchvision's alike: it branches on sizes
@@ -151,7 +166,8 @@ class StagedModel(nn.Module):
 
     Args:
         stem: Layers that take the image to the first stage's input, at stride 2 or 4.
-        stages: Four `Stage`s; stage `i` returns `(B, embed_dims[i], ceil(H / s), ceil(W / s))`, `s` = 4, 8, 16, 32.
+        stages: Four `Stage`s; stage `i` returns `(B, embed_dims[i], ceil(H / s), ceil(W / s))`, where `s` is 4, 8, 16
+            or 32 but at most `output_stride`.
         norm: Applied to the last stage's map only; it is not part of the feature pyramid.
         embed_dims: Channels of each stage.
         stem_dim: Channels of the stem's map where it has stride 2: it then is the pyramid's first level. 0 where the
@@ -162,6 +178,7 @@ class StagedModel(nn.Module):
         drop_rate: Dropout before the classifier.
         num_features: Channels after `norm` where it changes them; 0 for `embed_dims[-1]`.
         head_bias: Whether the classifier has a bias.
+        output_stride: Stride at which the stages stop to halve the map: 8, 16 or 32, in image pixels.
 
     Attributes:
         feature_info: For each level its channels (`num_chs`), stride (`reduction`) and child (`module`).
@@ -184,6 +201,7 @@ class StagedModel(nn.Module):
         stem_dim: int = 0,
         num_features: int = 0,
         head_bias: bool = True,
+        output_stride: int = STRIDES[-1],
     ) -> None:
         super().__init__()
         self.in_chans = in_chans
@@ -191,8 +209,9 @@ class StagedModel(nn.Module):
         self.head_bias = head_bias
         self.num_features = num_features or embed_dims[-1]
         levels = [(stem_dim, 2, "stem")] if stem_dim else []
+        strides = [min(stride, output_stride) for stride in STRIDES]
         levels += [
-            (dim, stride, f"stage{i}") for i, (dim, stride) in enumerate(zip(embed_dims, STRIDES, strict=True), 1)
+            (dim, stride, f"stage{i}") for i, (dim, stride) in enumerate(zip(embed_dims, strides, strict=True), 1)
         ]
         self.feature_info: list[dict[str, Any]] = [
             {"num_chs": dim, "reduction": stride, "module": module} for dim, stride, module in levels
@@ -212,7 +231,10 @@ class StagedModel(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return the last level, normalised and not pooled: `(B, num_features, ceil(H / 32), ceil(W / 32))`."""
+        """Return the last level, normalised and not pooled: `(B, num_features, ceil(H / s), ceil(W / s))`, `s` = 32.
+
+        With another `output_stride`, `s` is that.
+        """
         x = self.stem(x)
         x = self.stage1(x)
         x = self.stage2(x)
@@ -387,7 +409,8 @@ def build_staged(
         filter_fn: The family's `checkpoint_filter_fn(state_dict, model)`.
         variant: Registered name.
         pretrained: Load the weights that the variant's config names.
-        stem_level: Whether the stem is the pyramid's first level; `features_only` returns the four stages by default.
+        stem_level: Whether the stem is the pyramid's first level. `features_only` returns all levels by default:
+            clients take these for all that there are, and ask for them by position.
         device: Where to build. It reaches every layer as the default device, so that no family hands it down.
         dtype: Floating-point type of parameters and buffers.
         **kwargs: Arguments of `timm.models.build_model_with_cfg` and of `model_cls`.
@@ -398,7 +421,7 @@ def build_staged(
             variant,
             pretrained,
             pretrained_filter_fn=strict_filter(filter_fn, kwargs.get("pretrained_strict", True)),
-            feature_cfg={"out_indices": (1, 2, 3, 4) if stem_level else (0, 1, 2, 3), "flatten_sequential": False},
+            feature_cfg={"out_indices": tuple(range(5 if stem_level else 4)), "flatten_sequential": False},
             **kwargs,
         )
     return model.to(dtype=dtype) if dtype is not None else model

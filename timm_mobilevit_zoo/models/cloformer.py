@@ -32,22 +32,34 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from ._cfg import imagenet_cfg, pinned_default_cfgs
-from ._staged import Stage, StagedModel, build_staged, check_args, check_sizes
+from ._staged import Stage, StagedModel, build_staged, check_args, check_sizes, dilations
 
 __all__ = ["CloAttention", "CloFormer"]
+
+# What tests ask of every model and this one cannot do: the tests' names, each with the reason.
+limits = {"test_a_dilated_map_holds_the_cells_of_the_map": "norms and keys average over all cells: dilation makes more"}
 
 
 class AttnConv(nn.Module):
     """Local branch: shared weights aggregate, a gate re-weights by context. `(B, C, H, W) -> (B, width, H, W)`."""
 
     def __init__(
-        self, dim: int, width: int, kernel_size: int, scale: float, gate_drop: float, device: Any, dtype: Any
+        self,
+        dim: int,
+        width: int,
+        kernel_size: int,
+        dilation: int,
+        scale: float,
+        gate_drop: float,
+        device: Any,
+        dtype: Any,
     ) -> None:
         dd = {"device": device, "dtype": dtype}
         super().__init__()
         self.scale = scale
         self.qkv = nn.Conv2d(dim, 3 * width, 1, **dd)
-        self.mix = nn.Conv2d(3 * width, 3 * width, kernel_size, padding=kernel_size // 2, groups=3 * width, **dd)
+        pad = dilation * (kernel_size // 2)
+        self.mix = nn.Conv2d(3 * width, 3 * width, kernel_size, 1, pad, dilation, groups=3 * width, **dd)
         self.gate = nn.Sequential(nn.Conv2d(width, width, 1, **dd), nn.SiLU(), nn.Conv2d(width, width, 1, **dd))
         self.gate_drop = nn.Dropout(gate_drop)
 
@@ -120,6 +132,8 @@ class CloAttention(nn.Module):
         group_split: Heads of AttnConv, heads of the pooled branch; they sum to `num_heads`, either may be 0.
         kernel_size: Side of AttnConv's depthwise convolution, odd, in map cells.
         window_size: Side of the pooling window in front of keys and values, in map cells.
+        dilation: How many times closer the map's cells lie than where the weights come from; the convolution is dilated
+            and the window grows by it.
         attn_drop: Dropout on the softmax map and on AttnConv's gate.
         proj_drop: Dropout after the output projection.
         device: Where to create the parameters.
@@ -136,6 +150,7 @@ class CloAttention(nn.Module):
         group_split: tuple[int, int] = (2, 2),
         kernel_size: int = 5,
         window_size: int = 4,
+        dilation: int = 1,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         device: Any = None,
@@ -144,7 +159,7 @@ class CloAttention(nn.Module):
         given = dict(locals())
         dd = {"device": device, "dtype": dtype}
         super().__init__()
-        check_sizes(given, ("dim", "num_heads", "kernel_size", "window_size"))
+        check_sizes(given, ("dim", "num_heads", "kernel_size", "window_size", "dilation"))
         if dim % num_heads:
             raise ValueError(f"dim={dim} must be a multiple of num_heads={num_heads}")
         split = group_split if isinstance(group_split, (tuple, list)) else ()
@@ -154,8 +169,12 @@ class CloAttention(nn.Module):
             raise ValueError(f"kernel_size={kernel_size} must be odd")
         head_dim = dim // num_heads
         local, pooled = (heads * head_dim for heads in group_split)
-        self.local = AttnConv(dim, local, kernel_size, head_dim**-0.5, attn_drop, **dd) if local else None
-        self.pooled_attn = PooledAttention(dim, pooled, head_dim, window_size, attn_drop, **dd) if pooled else None
+        self.local = None
+        if local:
+            self.local = AttnConv(dim, local, kernel_size, dilation, head_dim**-0.5, attn_drop, **dd)
+        self.pooled_attn = None
+        if pooled:
+            self.pooled_attn = PooledAttention(dim, pooled, head_dim, dilation * window_size, attn_drop, **dd)
         self.proj = nn.Conv2d(dim, dim, 1, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
 
@@ -169,24 +188,36 @@ class CloAttention(nn.Module):
 
 
 class ConvFFN(nn.Module):
-    """Norm, 1x1, depthwise 5x5, 1x1, and a shortcut; with stride 2, which its shortcut has too, it connects two stages.
+    """Norm, 1x1, depthwise 5x5, 1x1, and a shortcut, which has layers of its own where it `connects` two stages.
 
     `(B, dim, H, W) -> (B, out_dim, ceil(H / stride), ceil(W / stride))`
     """
 
-    def __init__(self, dim: int, out_dim: int, stride: int, mlp_ratio: float, drop: float, drop_path: float) -> None:
+    def __init__(
+        self,
+        dim: int,
+        out_dim: int,
+        stride: int,
+        dilation: int,
+        mlp_ratio: float,
+        drop: float,
+        drop_path: float,
+        connects: bool = False,
+    ) -> None:
         super().__init__()
         hidden = int(dim * mlp_ratio)
         self.norm = nn.GroupNorm(1, dim)
         self.fc1 = nn.Conv2d(dim, hidden, 1)
         self.act = nn.GELU()
-        self.dwconv = nn.Conv2d(hidden, hidden, 5, stride, 2, groups=hidden)
+        self.dwconv = nn.Conv2d(hidden, hidden, 5, stride, 2 * dilation, dilation, groups=hidden)
         self.drop1 = nn.Dropout(drop)
         self.fc2 = nn.Conv2d(hidden, out_dim, 1)
         self.drop2 = nn.Dropout(drop)
         self.drop_path = DropPath(drop_path)
-        halve = nn.Conv2d(dim, dim, 5, stride, 2), nn.BatchNorm2d(dim), nn.Conv2d(dim, out_dim, 1)
-        self.shortcut = nn.Sequential(*halve) if stride > 1 else nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
+        if connects:
+            conv = nn.Conv2d(dim, dim, 5, stride, 2 * dilation, dilation)
+            self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(dim), nn.Conv2d(dim, out_dim, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.drop1(self.dwconv(self.act(self.fc1(self.norm(x)))))
@@ -231,6 +262,8 @@ class CloFormer(StagedModel):
         attn_drop_rate: Dropout on softmax maps and on AttnConv's gates.
         proj_drop_rate: Dropout after output projections and in ConvFFNs.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
+        output_stride: 8 or 16 to keep the last maps at that stride, in image pixels, with the same weights:
+            convolutions are dilated, and a key still stands for the same area of the image.
 
     Raises:
         ValueError: Names an argument that cannot be built, its value and what would fit.
@@ -252,6 +285,7 @@ class CloFormer(StagedModel):
         attn_drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        output_stride: int = 32,
     ) -> None:
         check_args(locals(), ("embed_dims", "num_heads", "group_splits", "depths", "kernel_sizes", "window_sizes"))
         if embed_dims[0] < 2:
@@ -270,18 +304,22 @@ class CloFormer(StagedModel):
             nn.GroupNorm(1, dim),
         )
         stages = []
+        strides = dilations(output_stride)
         for level, dim in enumerate(embed_dims):
+            dilation = strides[level][-1]
             heads, kernel, window = num_heads[level], kernel_sizes[level], window_sizes[level]
             blocks: list[nn.Module] = []
             for block in range(depths[level]):
                 rate = next(rates)
-                attn = CloAttention(dim, heads, group_splits[level], kernel, window, attn_drop_rate, proj_drop_rate)
+                split, drops = group_splits[level], (attn_drop_rate, proj_drop_rate)
+                attn = CloAttention(dim, heads, split, kernel, window, dilation, *drops)
                 connects = block == depths[level] - 1 and level < len(embed_dims) - 1
-                mlp = nn.Identity() if connects else ffn(dim, dim, 1, drop_path=rate)
+                mlp = nn.Identity() if connects else ffn(dim, dim, 1, dilation, drop_path=rate)
                 blocks.append(Block(dim, attn, mlp, rate))
             stages.append(Stage(downsample, blocks))
             if level < len(embed_dims) - 1:
-                downsample = ffn(dim, embed_dims[level + 1], 2, drop_path=rate)
+                stride, opening, _ = strides[level + 1]
+                downsample = ffn(dim, embed_dims[level + 1], stride, opening, drop_path=rate, connects=True)
         super().__init__(
             stem=nn.Sequential(*_conv_norm_act(in_chans, embed_dims[0] // 2, 2)),
             stages=stages,
@@ -292,6 +330,7 @@ class CloFormer(StagedModel):
             num_classes=num_classes,
             global_pool=global_pool,
             drop_rate=drop_rate,
+            output_stride=output_stride,
         )
 
 

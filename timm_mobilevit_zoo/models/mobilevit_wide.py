@@ -52,7 +52,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from ._cfg import imagenet_cfg, pinned_default_cfgs
-from ._staged import Stage, StagedModel, build_staged, check_args, check_sizes
+from ._staged import Stage, StagedModel, build_staged, check_args, check_sizes, dilations
 
 __all__ = ["MobileViTAttention", "MobileViTWide"]
 
@@ -115,6 +115,8 @@ class MobileViTAttention(nn.Module):
         attn_drop: Dropout on the softmax map.
         proj_drop: Dropout after the attention's projection and in the MLP.
         drop_path: Stochastic depth of the transformer blocks, one rate for all or one each.
+        dilation: How many times closer the map's cells lie than where the weights come from; convolutions are dilated
+            and patches grow by it, so that each cell sees what it would see there.
         device: Where to create the parameters.
         dtype: Type of the parameters.
 
@@ -135,6 +137,7 @@ class MobileViTAttention(nn.Module):
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         drop_path: float | Sequence[float] = 0.0,
+        dilation: int = 1,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -142,7 +145,7 @@ class MobileViTAttention(nn.Module):
         dd = {"device": device, "dtype": dtype}
         super().__init__()
         sizes = ("dim", "transformer_dim", "kernel_size", "patch_size", "depth", "mlp_dim", "num_heads", "head_dim")
-        check_sizes(given, sizes)
+        check_sizes(given, (*sizes, "dilation"))
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size} must be odd")
         rates = drop_path if isinstance(drop_path, Sequence) else [drop_path] * depth
@@ -150,13 +153,14 @@ class MobileViTAttention(nn.Module):
             raise ValueError(
                 f"drop_path={drop_path} must be one rate of at least 0 and below 1, or one for each of {depth} blocks"
             )
-        self.patch_size = patch_size
-        self.conv_kxk = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, **dd)
+        self.patch_size = dilation * patch_size
+        pad = dilation * (kernel_size // 2)
+        self.conv_kxk = nn.Conv2d(dim, dim, kernel_size, 1, pad, dilation, **dd)
         self.conv_1x1 = nn.Conv2d(dim, transformer_dim, 1, **dd)
         block = partial(TransformerBlock, transformer_dim, num_heads, head_dim, mlp_dim, attn_drop, proj_drop)
         self.transformer = nn.Sequential(*[block(rate, **dd) for rate in rates])
         self.conv_proj = nn.Conv2d(transformer_dim, dim, 1, **dd)
-        self.conv_fusion = nn.Conv2d(2 * dim, dim, kernel_size, padding=kernel_size // 2, **dd)
+        self.conv_fusion = nn.Conv2d(2 * dim, dim, kernel_size, 1, pad, dilation, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         H, W, p = x.shape[2], x.shape[3], self.patch_size
@@ -173,17 +177,19 @@ class MobileViTAttention(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """1x1, depthwise 3x3, 1x1, and a shortcut where the shape is kept. `(B, dim, H, W) -> (B, out_dim, ceil, ceil)`."""
+    """1x1, depthwise 3x3, 1x1, and perhaps a shortcut. `(B, dim, H, W) -> (B, out_dim, ceil, ceil)`."""
 
-    def __init__(self, dim: int, out_dim: int, stride: int, expand_ratio: int) -> None:
+    def __init__(
+        self, dim: int, out_dim: int, stride: int, expand_ratio: int, dilation: int = 1, shortcut: bool = False
+    ) -> None:
         super().__init__()
         hidden = dim * expand_ratio
-        self.has_shortcut = stride == 1 and dim == out_dim
+        self.has_shortcut = shortcut
         self.layers = nn.Sequential(
             nn.Conv2d(dim, hidden, 1, bias=False),
             nn.BatchNorm2d(hidden),
             nn.SiLU(),
-            nn.Conv2d(hidden, hidden, 3, stride, 1, groups=hidden, bias=False),
+            nn.Conv2d(hidden, hidden, 3, stride, dilation, dilation, groups=hidden, bias=False),
             nn.BatchNorm2d(hidden),
             nn.SiLU(),
             nn.Conv2d(hidden, out_dim, 1, bias=False),
@@ -221,6 +227,9 @@ class MobileViTWide(StagedModel):
         attn_drop_rate: Dropout on softmax maps.
         proj_drop_rate: Dropout after the attention's projections and in MLPs.
         drop_path_rate: Stochastic depth of the last transformer block; it grows linearly from 0.
+        output_stride: 8 or 16 to keep the last maps at that stride, in image pixels, with the same weights:
+            convolutions are dilated and patches grow, so that the cells which the network would have kept have the same
+            values.
 
     Raises:
         ValueError: Names an argument that cannot be built, its value and what would fit.
@@ -245,6 +254,7 @@ class MobileViTWide(StagedModel):
         attn_drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        output_stride: int = 32,
     ) -> None:
         given = dict(locals())
         check_args(given, ("embed_dims",), last_three=("transformer_dims", "depths", "mlp_ratios"))
@@ -256,9 +266,10 @@ class MobileViTWide(StagedModel):
         residual = partial(InvertedResidual, expand_ratio=expand_ratio)
 
         dim = embed_dims[0]
-        stages = [Stage(residual(stem_dims[1], dim, 2), [residual(dim, dim, 1), residual(dim, dim, 1)])]
+        stages = [Stage(residual(stem_dims[1], dim, 2), [residual(dim, dim, 1, shortcut=True) for _ in range(2)])]
         for level in range(3):
             width, depth, out_dim = transformer_dims[level], depths[level], embed_dims[level + 1]
+            stride, opening, dilation = dilations(output_stride)[level + 1]
             block = MobileViTAttention(
                 out_dim,
                 width,
@@ -270,11 +281,15 @@ class MobileViTWide(StagedModel):
                 attn_drop=attn_drop_rate,
                 proj_drop=proj_drop_rate,
                 drop_path=[rates.pop(0) for _ in range(depth)],
+                dilation=dilation,
             )
-            stages.append(Stage(residual(dim, out_dim, 2), [block]))
+            stages.append(Stage(residual(dim, out_dim, stride, dilation=opening), [block]))
             dim = out_dim
         super().__init__(
-            stem=nn.Sequential(_conv_norm_act(in_chans, stem_dims[0], 3, 2), residual(*stem_dims, 1)),
+            stem=nn.Sequential(
+                _conv_norm_act(in_chans, stem_dims[0], 3, 2),
+                residual(*stem_dims, 1, shortcut=stem_dims[0] == stem_dims[1]),
+            ),
             stages=stages,
             norm=_conv_norm_act(dim, num_features, 1, 1),
             embed_dims=embed_dims,
@@ -285,6 +300,7 @@ class MobileViTWide(StagedModel):
             global_pool=global_pool,
             drop_rate=drop_rate,
             head_bias=False,
+            output_stride=output_stride,
         )
 
 
