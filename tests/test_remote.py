@@ -476,7 +476,7 @@ def test_an_odd_answer_about_the_account_is_told(folder, monkeypatch, answer):
 def test_names_on_the_hub_do_not_move_the_cursor(hub, zoo, folder):
     hub.add(REPO, {"\x1b[2J.pt": b"a", "a\nnothing was changed.pt": b"b"}, private=True)
     (told,) = zoo(["push", folder, REPO])
-    assert "  deleted ?[2J.pt\n" in told
+    assert "  delete  ?[2J.pt\n" in told
     assert "  deleted a?nothing was changed.pt\n" in told
 
 
@@ -522,13 +522,17 @@ say({repo: attempt(lambda: load(repo, sha)) for repo, sha in json.loads(sys.argv
     assert {fault["times"] > 1 for fault in hub.faults} == {True}, "those that are survived have happened"
 
 
-def test_without_a_network(hub, run, folder):
+def test_without_a_network(hub, run, folder, tmp_path):
     sha = hub.add(REPO, contents(folder))
     code = "say(attempt(lambda: hub.load(sys.argv[1], revision=sys.argv[2], token=False)))"
     told = run(code, REPO, sha, HF_ENDPOINT="http://127.0.0.1:9")
     assert re.match("HubError: config.json of .*: http://127.0.0.1:9 did not answer as it should", told), told
     told = run(code, REPO, sha, HF_HUB_OFFLINE="1")
     assert re.match("HubError: config.json of .* is not in the cache, and HF_HUB_OFFLINE is set", told), told
+    assert run(code, REPO, sha, home="home") == "done"
+    code = "say(hub.pull(sys.argv[1], revision=sys.argv[2], output='taken')['path'])"
+    taken = run(code, REPO, sha, home="home", HF_HUB_OFFLINE="1")
+    assert sorted(os.listdir(tmp_path / "home" / taken)) == ["config.json", WEIGHTS], "the card was never downloaded"
 
 
 def test_a_damaged_cache_is_mended_once(hub, run, folder):

@@ -131,7 +131,7 @@ def fetch(
         try:
             _file(CARD, MAX_CARD_BYTES, None, offline, ask)
         except HubError as error:
-            if not error.args[0].startswith("(404)"):
+            if not offline and not str(error).startswith("(404)"):
                 raise
     return folder
 
