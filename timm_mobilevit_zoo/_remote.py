@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -72,9 +72,9 @@ def check_token(token: str | bool | None) -> None:
 
 
 def endpoint() -> str:
-    """Return the Hub's address, without what a user may have put before its host."""
+    """Return the Hub's address, without what a user may have put before its host or behind it."""
     parts = urlsplit(constants.ENDPOINT)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def digests(data: bytes | Path) -> dict[str, str]:
@@ -131,7 +131,7 @@ def fetch(
         try:
             _file(CARD, MAX_CARD_BYTES, None, offline, ask)
         except HubError as error:
-            if not offline and not str(error).startswith("(404)"):
+            if not (offline or error.args[0].startswith("(404)")):  # what else the cache has is enough
                 raise
     return folder
 
@@ -262,6 +262,10 @@ def _words(error: BaseException, what: str) -> str:
         return f"{what} is not in the cache, and HF_HUB_OFFLINE is set"
     if isinstance(error, LocalEntryNotFoundError) and len(chain) == 1:
         return f"{what} is not in the cache, and no request may be made"
+    if any(isinstance(one, UnicodeError) for one in chain):
+        return f"{what}: the token (HF_TOKEN, or its file) holds characters that no token has"
+    if local := next((one for one in chain if isinstance(one, OSError) and one.filename), None):
+        return f"{what}: {local}"
     deepest = chain[-1] if isinstance(error, LocalEntryNotFoundError) else error
     return f"{what}: {endpoint()} did not answer as it should: {type(deepest).__name__}: {str(deepest)[:300]}"
 
@@ -290,10 +294,13 @@ def _status_words(error: BaseException, status: int) -> str:
 
 
 def _without_tokens(text: str, token: str | bool | None) -> str:
-    known = [token if isinstance(token, str) else None, huggingface_hub.get_token()]
+    known = [token if isinstance(token, str) else None]
+    with suppress(OSError, UnicodeError):  # of a token's file
+        known.append(huggingface_hub.get_token())
     for secret in filter(None, known):
         text = text.replace(secret, "***")
     text = re.sub(r"\bhf_[A-Za-z0-9]{20,}", "hf_***", text)
     text = re.sub(r"(Bearer )[^'\"\s]+", r"\1***", text)
     text = re.sub(r"//[^/@\s]+@", "//***@", text)
+    text = re.sub(r"\?[^\s'\"]*=[^\s'\")]*", "?***", text)  # of an address: signatures, or what a user put there
     return "".join(letter if letter.isprintable() else " " for letter in text)
