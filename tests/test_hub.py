@@ -52,6 +52,7 @@ def test_export_reloads_bit_for_bit(name, tmp_path):
     assert sorted(os.listdir(tmp_path / "folder")) == ["README.md", "config.json", "model.safetensors"]
     assert os.listdir(tmp_path) == ["folder"]
     assert found == hub.check(tmp_path / "folder")
+    assert len({path.stat().st_mode for path in (tmp_path / "folder").iterdir()}) == 1, "all can be read by the same"
     assert found["architecture"] == name
     again = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True)
     assert again.num_classes == 5

@@ -370,13 +370,15 @@ def test_a_push_replaces_what_is_stale(hub, zoo, folder):
 def test_private_unless_asked(hub, zoo, folder):
     hub.add("me/open", {"a": b"a"})
     push = ["push", folder, "--yes"]
-    refused, _, _, branch = zoo(
+    refused, _, _, branch, number = zoo(
         [*push, "me/open"],
         [*push, "me/open", "--no-private"],
         [*push, "me/new", "--no-private"],
         [*push, "me/other", "--branch", "dev"],
-        status=[2, 0, 0, 2],
+        [*push, "me/new", "--no-private", "--branch", "0" * 40],
+        status=[2, 0, 0, 2, 2],
     )
+    assert "must be the name of a branch" in number
     assert "private=True, but me/open is public already" in refused
     assert "--no-private" in refused
     assert len(hub.commits("me/open")) == 3

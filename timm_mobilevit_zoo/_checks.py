@@ -102,7 +102,10 @@ def check_files(folder: Path) -> None:
             inside = path.resolve().is_relative_to(root)
         except (OSError, RuntimeError):  # a link to itself
             inside = False
-        _need(inside, f"{path.relative_to(folder)} is a link that leads out of the folder")
+        _need(
+            inside,
+            f"{path.relative_to(folder)} is a link that leads out of the folder (of the Hub's cache, `pull -o` makes a copy)",
+        )
         fits = path.suffix.lower() not in PICKLES + ARCHIVES
         _need(fits, f"{path.name} is a pickle or an archive; weights are safetensors only")
 
@@ -284,7 +287,8 @@ def check_header(folder: Path, model: nn.Module) -> None:
                 found = file.get_slice(name)
                 shape, dtype = tuple(found.get_shape()), found.get_dtype()
                 _need(shape == tuple(tensor.shape), f"{WEIGHTS}: {name} is {shape}, not {tuple(tensor.shape)}")
-                _need(TYPES.get(dtype) == tensor.dtype, f"{WEIGHTS}: {name} is {dtype}, not {tensor.dtype}")
+                same = TYPES.get(dtype) == tensor.dtype
+                _need(same, f"{WEIGHTS}: {name} is {dtype}, not {tensor.dtype}, as `model.float()` makes it")
     except (SafetensorError, OSError) as error:
         raise Refused(f"{WEIGHTS} is no file of safetensors: {str(error)[:200]}") from None
 

@@ -24,6 +24,8 @@ def plan(
     """Return what `hub.push` tells of a push of these files, by name; nothing is changed."""
     if token is False:
         raise HubError("token=False: a push needs an account's token")
+    if not branch or re.fullmatch("[0-9a-f]{40}", branch):
+        raise ValueError(f"branch={branch!r} must be the name of a branch")
     api = _api(token)
     with in_words("your account", token):
         me = api.whoami()

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ._card import check_card
 from ._checks import our_models
 from .hub import export
 from .predict import create, head_of, translate
@@ -103,6 +104,16 @@ def convert(
     """
     if model not in our_models():
         raise ValueError(f"model={model!r} is none of this package's: {', '.join(our_models())}")
+    words = dict(
+        license=license,
+        license_name=license_name,
+        license_link=license_link,
+        dataset=dataset,
+        source=source,
+        description=description,
+    )
+    card = {key: value for key, value in words.items() if value}
+    check_card(card)  # before the work
     tensors = read_checkpoint(checkpoint, ema=ema)
     try:
         weights = translate(tensors, model, img_size)
@@ -124,15 +135,7 @@ def convert(
         reason = str(error).partition("\n")[2].strip()[:300]
         raise ValueError(f"checkpoint={checkpoint!r} does not fit {model}: {reason}") from None
     network.pretrained_cfg["num_classes"] = network.num_classes
-    words = dict(
-        license=license,
-        license_name=license_name,
-        license_link=license_link,
-        dataset=dataset,
-        source=source,
-        description=description,
-    )
-    return export(network, output, card={key: value for key, value in words.items() if value})
+    return export(network, output, card=card)
 
 
 def _reason(error: Exception) -> str:

@@ -127,6 +127,7 @@ def export(model: nn.Module, folder: str | Path, *, card: Mapping[str, Any]) -> 
     check_values(network.state_dict())
     with _appearing(target) as part:
         save_for_hf(network, str(part), safe_serialization=True)
+        (part / WEIGHTS).chmod((part / CONFIG).stat().st_mode)  # newer safetensors lets nobody else read its files
         config = _config(part, network, card)
         (part / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         found = check(part)
