@@ -187,6 +187,39 @@ def test_out_indices_of_any_backbone(name, out_indices):
 
 
 @every_name
+def test_levels_that_there_are_not(name):
+    with torch.device("meta"):
+        count = len(timm.create_model(name).feature_info)
+    for out_indices in ((count,), [0, -count - 1], count + 1, 0, ()):
+        with pytest.raises(ValueError, match=f"{name} has {count} levels; choose from 0 to {count - 1}, or a number"):
+            create(name, features_only=True, out_indices=out_indices)
+
+
+@every_name
+def test_backbone_returns_maps_with_channels_first(name):
+    x = own_image(name)
+    backbone = create(name, features_only=True)
+    assert [level.shape[1] for level in backbone(x)] == backbone.feature_info.channels()
+
+
+@every_name
+@pytest.mark.parametrize("feature_cls", ["list", "dict", "hook"])
+def test_other_wrappers_return_maps_or_say_what_does(name, feature_cls):
+    model, x = create(name), own_image(name)
+    if model.forward_features(x).ndim == 3:
+        with pytest.raises(ValueError, match=f"{feature_cls}: between its blocks {name} has tokens, not maps; omit it"):
+            create(name, features_only=True, feature_cls=feature_cls)
+        return
+    backbone = create(name, features_only=True, feature_cls=feature_cls)
+    levels = backbone(x)
+    levels = list(levels.values()) if isinstance(levels, dict) else levels
+    last = backbone.output_fmt == Format.NHWC
+    levels = [nhwc_to(level, Format.NCHW) if last else level for level in levels]
+    for level, expected in zip(levels, the_same_levels(model, backbone, x), strict=True):
+        close(level, expected)
+
+
+@every_name
 def test_forward_intermediates(name):
     model, x = create(name), own_image(name)
     final, levels = model.forward_intermediates(x)

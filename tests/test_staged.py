@@ -100,6 +100,8 @@ def test_feature_wrappers_agree(name, feature_cls):
     assert [tuple(level.shape[2:]) for level in levels] == ceil_shapes(75, 101, reductions)
     for level, expected in zip(levels, reference, strict=True):
         close(level, expected)
+    sum(level.sum() for level in levels).backward()
+    assert not [n for n, p in model.named_parameters() if p.grad is None], "parameters that no level needs"
 
 
 @every_staged

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from timm_mobilevit_zoo._published import build_pinned
 
-from ._staged import strict_filter
+from ._staged import check_levels, strict_filter
 
 __all__ = ["VIT_LIMITS", "build_sized", "cifar_cfg"]
 
@@ -58,12 +58,20 @@ def build_sized(
             Without a `feature_cfg` the backbone is that of timm's ViTs: maps from its last three blocks.
 
     Raises:
-        ValueError: For an `output_stride`.
+        ValueError: For an `output_stride`, `out_indices` of levels that there are not, or a `feature_cls` that would
+            return tokens for maps.
     """
     if (stride := kwargs.pop("output_stride", None)) is not None:
         raise ValueError(
             f"output_stride={stride}: {variant}, on timm's {model_cls.__name__}, cannot be dilated; omit it"
         )
+    if kwargs.get("features_only"):
+        check_levels(variant, len(kwargs["depths"]) if "depths" in kwargs else kwargs["depth"], kwargs)
+        feature_cls = kwargs.get("feature_cls", "getter")
+        if "feature_cfg" not in kwargs and isinstance(feature_cls, str) and feature_cls != "getter":
+            raise ValueError(
+                f"feature_cls={feature_cls}: between its blocks {variant} has tokens, not maps; omit it, or use getter"
+            )
     kwargs.setdefault("feature_cfg", {"out_indices": 3, "feature_cls": "getter"})
     fits = strict_filter(filter_fn, kwargs.get("pretrained_strict", True))
     return build_pinned(model_cls, variant, pretrained, pretrained_filter_fn=fits, **kwargs)

@@ -19,7 +19,17 @@ from torch.utils.checkpoint import checkpoint
 
 from timm_mobilevit_zoo._published import build_pinned
 
-__all__ = ["Stage", "StagedModel", "Stem", "build_staged", "check_args", "check_sizes", "dilations", "strict_filter"]
+__all__ = [
+    "Stage",
+    "StagedModel",
+    "Stem",
+    "build_staged",
+    "check_args",
+    "check_levels",
+    "check_sizes",
+    "dilations",
+    "strict_filter",
+]
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 FilterFn = Callable[[dict[str, Any], ModelT], dict[str, Tensor]]
@@ -59,6 +69,27 @@ def check_args(args: Mapping[str, Any], levels: Sequence[str] = (), *, last_thre
         for entry in value:
             if not (isinstance(entry, (tuple, list)) or (isinstance(entry, int) and entry >= 1)):
                 raise ValueError(f"{name}={value} needs whole numbers from 1 in each stage")
+
+
+def check_levels(variant: str, count: int, features: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for levels that a backbone does not have, where timm only fails at some index.
+
+    Args:
+        variant: Registered name.
+        count: Levels that the network has.
+        features: Arguments of the build. Of those here, `out_indices` are positions, negative ones from the end, or
+            the number of the last levels.
+
+    Raises:
+        ValueError: Names the argument, its value and what would fit.
+    """
+    indices = features.get("out_indices", count)
+    wanted = range(-indices, 0) if isinstance(indices, int) else indices
+    if not wanted or not all(-count <= index < count for index in wanted):
+        raise ValueError(
+            f"out_indices={indices}: {variant} has {count} levels; choose from 0 to {count - 1}, or a number from 1 to "
+            f"{count} for the last ones"
+        )
 
 
 def check_sizes(args: Mapping[str, Any], names: Sequence[str]) -> None:
@@ -414,14 +445,22 @@ def build_staged(
         device: Where to build. It reaches every layer as the default device, so that no family hands it down.
         dtype: Floating-point type of parameters and buffers.
         **kwargs: Arguments of `timm.models.build_model_with_cfg` and of `model_cls`.
+
+    Raises:
+        ValueError: For `out_indices` of levels that there are not.
     """
+    num_levels = 5 if stem_level else 4
+    if kwargs.get("features_only"):
+        check_levels(variant, num_levels, kwargs)
     with torch.device(device) if device is not None else nullcontext():
         model: ModelT = build_pinned(
             model_cls,
             variant,
             pretrained,
             pretrained_filter_fn=strict_filter(filter_fn, kwargs.get("pretrained_strict", True)),
-            feature_cfg={"out_indices": tuple(range(5 if stem_level else 4)), "flatten_sequential": False},
+            # Nothing is flattened: no level is a bare sequence. But timm's hook wrapper, if it may rewrite, leaves out
+            # what comes after the last level, as its others do.
+            feature_cfg={"out_indices": tuple(range(num_levels)), "flatten_sequential": True},
             **kwargs,
         )
     return model.to(dtype=dtype) if dtype is not None else model

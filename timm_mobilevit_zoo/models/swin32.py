@@ -10,7 +10,8 @@ Code: timm's swin_transformer.py (Apache-2.0)
 
 There are no trained weights.
 
-Shapes: maps are channels last, (B, H / s, W / s, C), at strides s = 2, 4, 8.
+Shapes: inside, maps are channels last, (B, H / s, W / s, C), at strides s = 2, 4, 8; so is what `forward_features`
+returns. A level of the backbone is (B, C, H / s, W / s).
 """
 
 import inspect
@@ -49,5 +50,6 @@ def swin_nano_patch2_window4_32(pretrained: bool = False, **kwargs: Any) -> Swin
     """Swin with three stages of two blocks."""
     args: dict[str, Any] = dict(patch_size=2, window_size=4, embed_dim=48, depths=(2, 2, 2), num_heads=(2, 4, 8))
     args |= kwargs
-    features = {"out_indices": tuple(range(len(args["depths"]))), "flatten_sequential": True}
+    # The getter returns channels-first maps, which every client takes; the list would return timm's channels-last ones.
+    features = {"out_indices": tuple(range(len(args["depths"]))), "flatten_sequential": True, "feature_cls": "getter"}
     return _create("swin_nano_patch2_window4_32", pretrained, feature_cfg=features, **args)
