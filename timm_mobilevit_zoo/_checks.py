@@ -102,8 +102,8 @@ def check_files(folder: Path) -> None:
             inside = path.resolve().is_relative_to(root)
         except (OSError, RuntimeError):  # a link to itself
             inside = False
-        name = path.relative_to(folder)
-        _need(inside, f"{name} is a link that leads out of the folder (of the Hub's cache, `pull -o` makes a copy)")
+        where = path.relative_to(folder)
+        _need(inside, f"{where} is a link that leads out of the folder (of the Hub's cache, `pull -o` makes a copy)")
         fits = path.suffix.lower() not in PICKLES + ARCHIVES
         _need(fits, f"{path.name} is a pickle or an archive; weights are safetensors only")
 
