@@ -31,6 +31,7 @@ __all__ = [
     "check_probe_form",
     "check_values",
     "our_models",
+    "printable",
 ]
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -69,11 +70,16 @@ TYPES = {
 }
 
 
+def printable(text: str, instead: str = "?") -> str:
+    """Return text without the characters with which a stranger may try to move the reader's cursor."""
+    return "".join(letter if letter.isprintable() else instead for letter in text)
+
+
 class Refused(ValueError):  # noqa: N818, it says what happened
     """A folder, a file or an entry in it is not what a set of weights must be."""
 
-    def __init__(self, message: str) -> None:  # it quotes a stranger, who may try to move the reader's cursor
-        super().__init__("".join(letter if letter.isprintable() else "?" for letter in message))
+    def __init__(self, message: str) -> None:  # it quotes a stranger
+        super().__init__(printable(message))
 
 
 def _need(holds: bool, message: str) -> None:
@@ -302,13 +308,16 @@ def check_values(tensors: Mapping[str, Tensor]) -> None:
             _need(bool((tensor >= 0).all()), f"{name} is negative")
 
 
-def check_probe(config: Mapping[str, Any], tensors: Mapping[str, Tensor], expected: Sequence[float], told: str) -> None:
+def check_probe(
+    config: Mapping[str, Any], meta: nn.Module, tensors: Mapping[str, Tensor], expected: Sequence[float], told: str
+) -> None:
     """Refuse weights that do not give the logits which they are said to give.
 
     What the forward pass would cost is counted first, without memory. The caller's random numbers stay as they are.
 
     Args:
         config: It passed `check_config`.
+        meta: What `build_meta` returned for it.
         tensors: They passed `check_header` and `check_values`.
         expected: Logits of the seeded image.
         told: Where they were told, for the message.
@@ -317,7 +326,7 @@ def check_probe(config: Mapping[str, Any], tensors: Mapping[str, Tensor], expect
     _need(size is not None, "probe needs pretrained_cfg.input_size")
     try:
         limits = f"up to {PROBE_SIDE} pixels a side and {PROBE_GMACS:g} GMACs"
-        _need(affordable(build_meta(config), size), f"probe is for images {limits}, not at input_size={size}")
+        _need(affordable(meta, size), f"probe is for images {limits}, not at input_size={size}")
         with torch.random.fork_rng(devices=[]):
             model = _build(config, "cpu")
         model.load_state_dict(tensors)

@@ -1,6 +1,5 @@
 """One commit on the Hugging Face Hub: first what it would be, then done, then compared with what arrived."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from huggingface_hub.utils import RepositoryNotFoundError
 
 from . import __version__
 from ._checks import CONFIG, WEIGHTS, Refused
-from ._remote import HubError, digests, endpoint, in_words
+from ._remote import HubError, digests, endpoint, in_words, is_commit
 
 __all__ = ["commit", "plan"]
 
@@ -24,7 +23,7 @@ def plan(
     """Return what `hub.push` tells of a push of these files, by name; nothing is changed."""
     if token is False:
         raise HubError("token=False: a push needs an account's token")
-    if not branch or re.fullmatch("[0-9a-f]{40}", branch):
+    if not branch or is_commit(branch):
         raise ValueError(f"branch={branch!r} must be the name of a branch")
     api = _api(token)
     with in_words("your account", token):
@@ -87,13 +86,13 @@ def commit(
                 revision=planned["branch"],
                 parent_commit=revision,
             ).oid
-    if not re.fullmatch(r"[0-9a-f]{40}", str(revision)):
+    if not is_commit(revision):
         raise HubError(f"pushing to {repo_id}: the Hub calls the commit {str(revision)[:80]!r}")
     with in_words(f"comparing {repo_id}", token):
         there = _files(api, repo_id, revision)
     for name, file in planned["files"].items():
         arrived = _digest(there[name]) if name in there else "missing"
-        if arrived not in (file["sha256"], digests(files[name])["blob"]):
+        if arrived != file["sha256"] and arrived != digests(files[name])["blob"]:
             raise Refused(
                 f"{name} of {repo_id} at {revision} is {arrived} on the Hub, not {file['sha256']}: do not use it"
             )

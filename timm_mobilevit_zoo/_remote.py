@@ -32,9 +32,20 @@ from huggingface_hub.utils import (
 )
 
 from ._card import CARD, MAX_CARD_BYTES
-from ._checks import CONFIG, MAX_CONFIG_BYTES, WEIGHTS, Refused, build_meta, check_config, our_models
+from ._checks import CONFIG, MAX_CONFIG_BYTES, WEIGHTS, Refused, build_meta, check_config, our_models, printable
 
-__all__ = ["HubError", "check_repo_id", "check_revision", "check_token", "digests", "endpoint", "fetch", "in_words"]
+__all__ = [
+    "HubError",
+    "check_repo_id",
+    "check_revision",
+    "check_token",
+    "digests",
+    "endpoint",
+    "fetch",
+    "in_words",
+    "is_commit",
+    "resolve",
+]
 
 HEADER_BYTES = 1 << 20, 1 << 10  # room for a header of safetensors: at all, and for each tensor
 
@@ -56,9 +67,14 @@ def check_repo_id(repo_id: str) -> None:
         raise ValueError(f"repo_id={repo_id!r} must be 'owner/name'")
 
 
+def is_commit(revision: Any) -> bool:
+    """Tell whether this is a full commit id."""
+    return isinstance(revision, str) and re.fullmatch(r"[0-9a-f]{40}", revision) is not None
+
+
 def check_revision(revision: str | None) -> None:
     """Refuse what moves: a branch, a tag, a short commit id."""
-    if not isinstance(revision, str) or not re.fullmatch(r"[0-9a-f]{40}", revision):
+    if not is_commit(revision):
         raise ValueError(
             f"revision={revision!r} must be a full commit id, 40 lower-case hex digits: a branch or a tag can change. "
             "`timm-mobilevit-zoo pull` shows the one that a branch stands at"
@@ -140,11 +156,11 @@ def resolve(repo_id: str, revision: str, token: str | bool | None = None) -> str
     """Return the full commit id that a branch, a tag or a short id means; a full one without a request."""
     check_repo_id(repo_id)
     check_token(token)
-    if re.fullmatch(r"[0-9a-f]{40}", revision):
+    if is_commit(revision):
         return revision
     with in_words(f"{repo_id} at {revision}", token):
         found = huggingface_hub.HfApi(token=token).model_info(repo_id, revision=revision).sha
-    if not re.fullmatch(r"[0-9a-f]{40}", str(found)):
+    if not is_commit(found):
         raise HubError(f"{repo_id} at {revision}: the Hub calls the commit {str(found)[:80]!r}")
     return str(found)
 
@@ -303,4 +319,4 @@ def _without_tokens(text: str, token: str | bool | None) -> str:
     text = re.sub(r"(Bearer )[^'\"\s]+", r"\1***", text)
     text = re.sub(r"//[^/@\s]+@", "//***@", text)
     text = re.sub(r"\?[^\s'\"]*=[^\s'\")]*", "?***", text)  # of an address: signatures, or what a user put there
-    return "".join(letter if letter.isprintable() else " " for letter in text)
+    return printable(text, " ")

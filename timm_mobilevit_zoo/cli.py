@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -84,11 +84,7 @@ def _maps(**args: Any) -> int:
 def _check(folder: str) -> int:
     from .hub import check
 
-    found = check(folder)
-    _say(f"{folder}: {found['architecture']}, {found['num_classes']} classes, {found['params']:,} parameters")
-    for name, digest in found["sha256"].items():
-        _say(f"{name} sha256 {digest}")
-    return 0
+    return _tell(folder, check(folder))
 
 
 def _convert(push: str = "", yes: bool = False, private: bool = True, **args: Any) -> int:
@@ -112,8 +108,13 @@ def _pull(**args: Any) -> int:
     from .hub import pull
 
     found = pull(**args)
-    _say(f"{found['path']}: {found['architecture']}, {found['num_classes']} classes, {found['params']:,} parameters")
-    _say(f"revision {found['revision']}")
+    return _tell(found["path"], found)
+
+
+def _tell(folder: str, found: Mapping[str, Any]) -> int:
+    _say(f"{folder}: {found['architecture']}, {found['num_classes']} classes, {found['params']:,} parameters")
+    if "revision" in found:
+        _say(f"revision {found['revision']}")
     for name, digest in found["sha256"].items():
         _say(f"{name} sha256 {digest}")
     return 0
@@ -151,8 +152,10 @@ def _run(**args: Any) -> int:
 
 
 def _say(line: str) -> None:
-    """Print a line, of which a stranger may have written a part, who may try to move the reader's cursor."""
-    sys.stdout.write("".join(letter if letter.isprintable() else "?" for letter in line) + "\n")
+    """Print a line, of which a stranger may have written a part."""
+    from ._checks import printable
+
+    sys.stdout.write(printable(line) + "\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -77,7 +77,7 @@ def _check(path: Path, architectures: Collection[str] | None = None) -> dict[str
     check_values(tensors)
     sha256 = {name: digests(path / name)["sha256"] for name in (CONFIG, WEIGHTS)}
     for told, logits in _told(config, sha256[WEIGHTS]):
-        check_probe(config, tensors, logits, told)
+        check_probe(config, model, tensors, logits, told)
     return {
         "architecture": config["architecture"],
         "num_classes": config["num_classes"],

@@ -35,7 +35,7 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 FilterFn = Callable[[dict[str, Any], ModelT], dict[str, Tensor]]
 
 STRIDES = (4, 8, 16, 32)  # image pixels per map cell at the end of stages 1 to 4
-OUTPUT_STRIDES = (8, 16, 32)
+OUTPUT_STRIDES = STRIDES[1:]
 POOLS = ("", "avg", "max", "avgmax", "catavgmax", "fast", "fastavg", "fastmax", "fastavgmax", "fastcatavgmax")
 
 
