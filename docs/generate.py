@@ -17,7 +17,7 @@ from typing import Any
 import timm
 import torch
 
-from timm_mobilevit_zoo._checks import our_models
+from timm_mobilevit_zoo._names import our_models
 from timm_mobilevit_zoo._probe import SEED, gmacs, matches, probe, seed_weights
 from timm_mobilevit_zoo._published import HUB_CONFIGS, HubConfig, hub_probe, read_configs
 

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ._names import own_name
 from ._probe import COUNT, PROBE_GMACS, PROBE_SIDE, SEED, affordable, matches, probe
 
 __all__ = [
@@ -30,7 +31,6 @@ __all__ = [
     "check_probe",
     "check_probe_form",
     "check_values",
-    "our_models",
     "printable",
 ]
 
@@ -85,12 +85,6 @@ class Refused(ValueError):  # noqa: N818, it says what happened
 def _need(holds: bool, message: str) -> None:
     if not holds:
         raise Refused(message)
-
-
-def our_models() -> list[str]:
-    """Return the names that this package registers."""
-    package = f"{__package__}."
-    return [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith(package)]
 
 
 def check_files(folder: Path) -> None:
@@ -157,6 +151,8 @@ def check_config(folder: Path, architectures: Collection[str]) -> dict[str, Any]
     _need(not unknown, f"{CONFIG}: unknown entries {', '.join(unknown)[:200]}")
 
     name = config.get("architecture")
+    if isinstance(name, str) and name not in architectures:
+        config["architecture"] = name = own_name(name)
     _need(isinstance(name, str) and name in architectures, f"architecture={str(name)[:80]!r} is none of this package's")
     classes = config.get("num_classes")
     _need(

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 
 from ._checks import CONFIG, WEIGHTS, Refused, check_probe_form
+from ._names import PREFIX, own_name
 
 __all__ = ["HUB_CONFIGS", "HubConfig", "Pins", "build_pinned", "hub_probe", "package_configs", "pins", "read_configs"]
 
@@ -56,7 +57,7 @@ def pins(architecture: str, tag: str | None) -> Pins | None:
     Raises:
         ValueError: As `read_configs`.
     """
-    found = package_configs().get((architecture, tag or ""))
+    found = package_configs().get((architecture.removeprefix(PREFIX), tag or ""))
     return found and found.pins
 
 
@@ -139,14 +140,15 @@ def build_pinned(model_cls: Callable[..., Any], variant: str, pretrained: bool, 
 
     Args:
         model_cls: The network's class.
-        variant: Registered name.
+        variant: Name in the family's file; see `own_name`.
         pretrained: Load weights.
         **kwargs: As timm's function takes them.
     """
+    own = own_name(variant)
     overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
     file = None
     if pretrained:
-        cfg: Any = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), dict(overlay))
+        cfg: Any = resolve_pretrained_cfg(own, kwargs.get("pretrained_cfg"), dict(overlay))
         found = pins(variant, cfg.tag)
         other = cfg.source or cfg.file or cfg.state_dict or cfg.hf_hub_filename
         if found and cfg.hf_hub_id == found.hf_hub_id and not other:
@@ -157,7 +159,7 @@ def build_pinned(model_cls: Callable[..., Any], variant: str, pretrained: bool, 
 
                 folder = fetch(found.repo_id, found.revision, found.sha256, cache_dir=kwargs.get("cache_dir"))
                 overlay["file"] = file = str(folder / WEIGHTS)
-    model = build_model_with_cfg(model_cls, variant, pretrained, pretrained_cfg_overlay=overlay, **kwargs)
+    model = build_model_with_cfg(model_cls, own, pretrained, pretrained_cfg_overlay=overlay, **kwargs)
     if file:
         for module in model.modules():  # a backbone's wrapper has a config of its own
             cfg = getattr(module, "pretrained_cfg", None)

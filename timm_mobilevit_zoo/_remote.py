@@ -32,7 +32,8 @@ from huggingface_hub.utils import (
 )
 
 from ._card import CARD, MAX_CARD_BYTES
-from ._checks import CONFIG, MAX_CONFIG_BYTES, WEIGHTS, Refused, build_meta, check_config, our_models, printable
+from ._checks import CONFIG, MAX_CONFIG_BYTES, WEIGHTS, Refused, build_meta, check_config, printable
+from ._names import our_models
 
 __all__ = [
     "HubError",

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ._card import check_card
-from ._checks import our_models
+from ._names import our_models
 from .hub import export
 from .predict import create, head_of, translate
 

@@ -34,8 +34,8 @@ from ._checks import (
     check_header,
     check_probe,
     check_values,
-    our_models,
 )
+from ._names import our_models, own_name
 from ._probe import SEED, affordable, gmacs, probe
 from ._published import hub_probe, package_configs, pins
 from ._remote import HubError, check_repo_id, check_revision, check_token, digests, fetch, resolve
@@ -91,7 +91,7 @@ def _told(config: Mapping[str, Any], weights: str) -> list[tuple[str, list[float
     told = [(CONFIG, config["probe"]["logits"])] if "probe" in config else []
     for (name, tag), (published, pinned) in package_configs().items():
         same = published.get("input_size") == config["pretrained_cfg"].get("input_size")
-        if same and name == config["architecture"] and pinned and pinned.sha256[WEIGHTS] == weights:
+        if same and own_name(name) == config["architecture"] and pinned and pinned.sha256[WEIGHTS] == weights:
             where, found = f"the hub config of {name}.{tag}", published.get("probe")
             if found and found.get("weights") == "published":  # and not yet that of the seeded network
                 told.append((where, hub_probe(published, "published", where)))

@@ -10,8 +10,8 @@ import torch
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor
 
-from ._checks import our_models
 from ._data import read_image
+from ._names import our_models
 
 __all__ = ["create", "head_of", "load", "predict", "translate", "weights_from"]
 

@@ -1,8 +1,12 @@
 """One line a family: importing it registers its models with timm."""
 
+from timm_mobilevit_zoo._names import warn_of_taken
+
 from . import cloformer as cloformer
 from . import deit32 as deit32
 from . import hybrid32 as hybrid32
 from . import mobilevit_wide as mobilevit_wide
 from . import swin32 as swin32
 from . import vit32 as vit32
+
+warn_of_taken()

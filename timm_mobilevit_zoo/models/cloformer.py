@@ -27,9 +27,10 @@ from typing import Any
 
 import torch
 from timm.layers import DropPath, calculate_drop_path_rates, use_fused_attn
-from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+
+from timm_mobilevit_zoo._names import register_model
 
 from ._cfg import imagenet_cfg, pinned_default_cfgs
 from ._staged import Stage, StagedModel, build_staged, check_args, check_sizes, dilations

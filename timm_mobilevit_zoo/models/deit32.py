@@ -17,9 +17,10 @@ Shapes: N = (H / 4) * (W / 4) patches, C channels; tokens (B, 2 + N, C); a level
 from functools import partial
 from typing import Any
 
-from timm.models import register_model
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import checkpoint_filter_fn
+
+from timm_mobilevit_zoo._names import register_model
 
 from ._cfg import pinned_default_cfgs
 from ._sized import VIT_LIMITS, build_sized, cifar_cfg

@@ -18,8 +18,9 @@ import inspect
 from functools import partial
 from typing import Any
 
-from timm.models import register_model
 from timm.models.swin_transformer import SwinTransformer, checkpoint_filter_fn
+
+from timm_mobilevit_zoo._names import register_model
 
 from ._cfg import pinned_default_cfgs
 from ._sized import build_sized, cifar_cfg
