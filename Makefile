@@ -18,7 +18,7 @@ demo: $(VENV)/.demo
 	$(PY) -m timm_mobilevit_zoo demo --output demo
 
 test: $(VENV)/.test
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 check: $(VENV)/.test
 	$(PY) -m ruff format --check .

@@ -111,7 +111,9 @@ def _file_name(variant: str) -> str:
 
 def _source(config: dict[str, Any]) -> str:
     papers = config["paper_ids"] or []
-    links = [f"[code]({config['origin_url']})" + (f" ({config['license'].upper()})" if config["license"] else "")]
+    url = config["origin_url"]
+    kind = "written from the paper" if "arxiv.org" in url else f"[code]({url})"
+    links = [kind + (f" ({config['license'].upper()})" if config["license"] else "")]
     for paper in [papers] if isinstance(papers, str) else papers:
         kind, _, number = paper.partition(":")
         links.append(f"[paper](https://arxiv.org/abs/{number})" if kind == "arXiv" else paper)
@@ -129,7 +131,7 @@ def _row(variant: str, config: dict[str, Any]) -> list[str]:
         str(config["num_classes"]),
         "-".join(map(str, levels.channels())),
         "-".join(map(str, levels.reduction())),
-        f"{published['imagenet_1k_top1']:.1f}" if published else "",
+        str(published["imagenet_1k_top1"]) if published else "",
         f"`{repo_id}`" if repo_id else "none published",
         _source(config),
     ]

@@ -13,7 +13,7 @@ from torch import nn
 from zoo import author_weights
 
 from timm_mobilevit_zoo import attention
-from timm_mobilevit_zoo.attention import CloAttention, MobileViTAttention
+from timm_mobilevit_zoo.attention import CloAttention, MobileViTAttention, MobileViTv3Block
 from timm_mobilevit_zoo.models import mobilevit_wide
 from timm_mobilevit_zoo.models.cloformer import PartialAvgPool2d
 
@@ -82,6 +82,22 @@ def test_fused_and_plain_kernels_agree(name):
     for part in switched:
         part.fused_attn = not part.fused_attn
     torch.testing.assert_close(module(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dim": 0}, "dim=0 must be a whole number from 1"),
+        ({"transformer_dim": 66}, "transformer_dim=66 must be a multiple of num_heads=4"),
+        ({"depth": 0}, "depth=0 must be a whole number from 1"),
+        ({"patch_size": 2.0}, "patch_size=2.0 must be a whole number from 1"),
+        ({"drop_path": (0.1,)}, r"drop_path=\(0.1,\) must be 2 rates of at least 0 and below 1, one for each block"),
+        ({"drop_path": (0.1, 1.0)}, r"drop_path=\(0.1, 1.0\) must be 2 rates"),
+    ],
+)
+def test_mobilevitv3_block_names_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MobileViTv3Block(**{"dim": 32, **arguments})
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def of_gate(module, x):
 
 
 def of_separable(module, x):
-    return conv(module.qkv_proj, x)[:, :1].softmax(-1)
+    return conv(getattr(module, "qkv_proj", None) or module.qkv, x)[:, :1].softmax(-1)
 
 
 FORMULAS = {
@@ -116,6 +116,7 @@ FORMULAS = {
     "PooledAttention": of_pooled,
     "AttnConv": of_gate,
     "LinearSelfAttention": of_separable,
+    "SeparableAttention": of_separable,
 }
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,20 +24,34 @@ def family(name):
     return timm.model_entrypoint(name).__module__
 
 
-def _is_staged(name):
+@cache
+def _layers(name):
     with torch.device("meta"):
-        return isinstance(timm.create_model(name), StagedModel)
+        return {type(module) for module in timm.create_model(name).modules()}
 
 
-# Slow checks take the first variant of each family: its file lists them smallest first, ablations after.
-FIRST = [next(iter(importlib.import_module(f).default_cfgs)) for f in sorted(set(map(family, NAMES)))]
-STAGED = [name for name in NAMES if _is_staged(name)]
+def _first_of_its_layers():
+    """Yield the names that slow checks take: the first of a family, and those with a layer that none before had."""
+    for file in sorted(set(map(family, NAMES))):
+        seen = set()
+        for name in importlib.import_module(file).default_cfgs:  # smallest first, ablations after
+            if not _layers(name) <= seen:
+                seen |= _layers(name)
+                yield name
+
+
+FIRST = list(_first_of_its_layers())
+STAGED = [name for name in NAMES if any(issubclass(layer, StagedModel) for layer in _layers(name))]
 FIXED = [name for name in NAMES if timm.get_pretrained_cfg(name).fixed_input_size]
 
 
 def limits(name):
-    """What the file of a model says that it cannot do: the names of tests, each with the reason."""
-    return getattr(importlib.import_module(family(name)), "limits", {})
+    """What the file of a model says that it cannot do: the names of tests, each with the reason.
+
+    What holds for one model of the file only has the model's name behind the test's, in brackets.
+    """
+    told = getattr(importlib.import_module(family(name)), "limits", {})
+    return {test.removesuffix(f"[{name}]"): reason for test, reason in told.items()}
 
 
 def _decorator(names):

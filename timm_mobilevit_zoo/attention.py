@@ -5,5 +5,6 @@ Each is `Attn(dim, <keywords with defaults>, device=None, dtype=None)`, so it al
 
 from .models.cloformer import CloAttention
 from .models.mobilevit_wide import MobileViTAttention
+from .models.mobilevitv3 import MobileViTv3Block
 
-__all__ = ["CloAttention", "MobileViTAttention"]
+__all__ = ["CloAttention", "MobileViTAttention", "MobileViTv3Block"]

@@ -6,6 +6,7 @@ from . import cloformer as cloformer
 from . import deit32 as deit32
 from . import hybrid32 as hybrid32
 from . import mobilevit_wide as mobilevit_wide
+from . import mobilevitv3 as mobilevitv3
 from . import swin32 as swin32
 from . import vit32 as vit32
 

@@ -48,23 +48,14 @@ from typing import Any
 import torch
 from timm.layers import Attention, DropPath, Mlp, calculate_drop_path_rates
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
 from timm_mobilevit_zoo._names import register_model
 
+from ._blocks import fold, unfold
 from ._cfg import imagenet_cfg, pinned_default_cfgs
 from ._staged import Stage, StagedModel, build_staged, check_args, check_sizes, dilations
 
 __all__ = ["MobileViTAttention", "MobileViTWide"]
-
-
-@torch.fx.wrap  # a leaf for fx tracers: it branches on sizes
-def _resize(x: Tensor, height: int, width: int) -> Tensor:
-    # Bilinear resizing to the same size changes nothing; graphs that are to serve any size always have it.
-    same = not torch.jit.is_tracing() and not torch.compiler.is_compiling() and x.shape[2:] == (height, width)
-    if same:
-        return x
-    return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
 
 
 class TransformerBlock(nn.Module):
@@ -164,16 +155,11 @@ class MobileViTAttention(nn.Module):
         self.conv_fusion = nn.Conv2d(2 * dim, dim, kernel_size, 1, pad, dilation, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        H, W, p = x.shape[2], x.shape[3], self.patch_size
-        rows, columns = (H + p - 1) // p, (W + p - 1) // p
-        y = _resize(self.conv_1x1(self.conv_kxk(x)), rows * p, columns * p)
-        B, D = y.shape[:2]
-        # One small map for each place in a patch. Slices, since graphs for any size cannot split a side in two.
-        y = torch.stack([y[:, :, i // p :: p, i % p :: p] for i in range(p * p)], dim=1)  # (B, P, D, rows, columns)
-        y = self.transformer(y.flatten(3).transpose(2, 3).flatten(0, 1))  # (B P, N, D)
-        y = y.transpose(1, 2).reshape(B, p, p, D, rows * columns).permute(0, 3, 1, 4, 2)  # (B, D, p, N, p)
-        y = y.reshape(B, D, p, rows, columns * p).transpose(2, 3).reshape(B, D, rows * p, columns * p)
-        y = self.conv_proj(_resize(y, H, W))
+        y = unfold(self.conv_1x1(self.conv_kxk(x)), self.patch_size)
+        B, P, D, N = y.shape
+        y = self.transformer(y.transpose(2, 3).flatten(0, 1))  # (B P, N, D)
+        y = fold(y.transpose(1, 2).reshape(B, P, D, N), self.patch_size, x.shape[2], x.shape[3])
+        y = self.conv_proj(y)
         return self.conv_fusion(torch.cat([x, y], dim=1))
 
 
