@@ -103,7 +103,7 @@ def of_pooled(module, x):
 def of_gate(module, x):
     q, k, _ = conv(module.mix, conv(module.qkv, x)).chunk(3, 1)
     hidden = conv(module.gate[0], q * k)
-    return torch.tanh(conv(module.gate[2], hidden * torch.sigmoid(hidden)) * module.scale)
+    return torch.tanh(conv(module.gate[2], hidden * torch.sigmoid(hidden)) * module.gate[3].scale)
 
 
 def of_separable(module, x):

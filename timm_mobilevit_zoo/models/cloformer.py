@@ -41,6 +41,17 @@ __all__ = ["CloAttention", "CloFormer"]
 limits = {"test_a_dilated_map_holds_the_cells_of_the_map": "norms and keys average over all cells: dilation makes more"}
 
 
+class Scale(nn.Module):
+    """Multiply by a number, a layer so that `timm_mobilevit_zoo.fuse` can fold it. Shape kept."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
 class AttnConv(nn.Module):
     """Local branch: shared weights aggregate, a gate re-weights by context. `(B, C, H, W) -> (B, width, H, W)`."""
 
@@ -57,16 +68,16 @@ class AttnConv(nn.Module):
     ) -> None:
         dd = {"device": device, "dtype": dtype}
         super().__init__()
-        self.scale = scale
         self.qkv = nn.Conv2d(dim, 3 * width, 1, **dd)
         pad = dilation * (kernel_size // 2)
         self.mix = nn.Conv2d(3 * width, 3 * width, kernel_size, 1, pad, dilation, groups=3 * width, **dd)
-        self.gate = nn.Sequential(nn.Conv2d(width, width, 1, **dd), nn.SiLU(), nn.Conv2d(width, width, 1, **dd))
+        hidden = nn.Conv2d(width, width, 1, **dd)
+        self.gate = nn.Sequential(hidden, nn.SiLU(), nn.Conv2d(width, width, 1, **dd), Scale(scale))
         self.gate_drop = nn.Dropout(gate_drop)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.mix(self.qkv(x)).chunk(3, dim=1)  # (B, width, H, W) each
-        return self.gate_drop(torch.tanh(self.gate(q * k) * self.scale)) * v
+        return self.gate_drop(torch.tanh(self.gate(q * k))) * v
 
 
 class PartialAvgPool2d(nn.Module):

@@ -1,0 +1,190 @@
+"""`fuse`: the same outputs without the norms, and nothing folded that must not be."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from zoo import create, every_first, every_name, every_staged, own_image
+
+from timm_mobilevit_zoo import fuse
+from timm_mobilevit_zoo._probe import seed_weights
+
+THEIRS = {"resnet18": 0, "mobilenetv3_small_050": 0, "ghostnetv2_100": 0, "starnet_s1": 1, "mobilenetv4_conv_small": 0}
+
+
+def norms(model):
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+def seeded(name, **kwargs):
+    """With statistics and scales that are not those of a new network, which would hide a mistake."""
+    return seed_weights(create(name, **kwargs))
+
+
+def error(ours, theirs):
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+def fed_by_a_layer(model, x):
+    """Names of norms whose input is, in this very run, what a convolution or a linear layer returned."""
+    made, found = {}, []
+
+    def keep(module, args, out):
+        made[id(out)] = out
+
+    def look(name):
+        def hook(module, args):
+            if id(args[0]) in made:
+                found.append(name)
+
+        return hook
+
+    for name, module in model.named_modules():
+        if isinstance(module, (_ConvNd, nn.Linear)):
+            module.register_forward_hook(keep)
+        elif isinstance(module, _BatchNorm):
+            module.register_forward_pre_hook(look(name))
+    model(x)
+    return found
+
+
+@every_name
+@torch.no_grad()
+def test_outputs_and_levels_are_equal(name):
+    model, x = seeded(name), own_image(name)
+    before = copy.deepcopy(model.state_dict())
+    fused = fuse(model)
+    assert type(fused) is type(model)
+    assert not any(module.training for module in fused.modules())
+    assert error(fused(x), model(x)) < 1e-5
+    levels = [network.forward_intermediates(x, intermediates_only=True) for network in (fused, model)]
+    assert all(error(ours, theirs) < 1e-5 for ours, theirs in zip(*levels, strict=True))
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert len(norms(fused)) < len(norms(model)) or not norms(model)
+    assert fed_by_a_layer(copy.deepcopy(fused), x) == []
+    if norms(model):
+        assert fed_by_a_layer(copy.deepcopy(model), x), "the check sees such norms where they are"
+
+
+@every_staged
+@torch.no_grad()
+def test_a_backbone(name):
+    backbone, x = seeded(name, features_only=True), own_image(name)
+    fused = fuse(backbone)
+    assert len(norms(fused)) < len(norms(backbone)) or not norms(backbone)
+    assert fused.feature_info.channels() == backbone.feature_info.channels()
+    for ours, theirs in zip(fused(x), backbone(x), strict=True):
+        assert error(ours, theirs) < 1e-5
+
+
+@every_first
+@torch.no_grad()
+def test_what_it_returns_compiles_and_fuses_again(name):
+    model, x = seeded(name), own_image(name)
+    fused = fuse(model)
+    assert error(torch.jit.script(fused)(x), model(x)) < 1e-5
+    assert error(fuse(fused)(x), model(x)) < 1e-5
+    assert fused.double()(x.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", THEIRS)
+@torch.no_grad()
+def test_timms_models(name):
+    model, x = seeded(name), torch.rand(2, 3, 96, 64)
+    fused = fuse(model)
+    assert len(norms(fused)) == THEIRS[name] < len(norms(model))
+    assert error(fused(x), model(x)) < 1e-5
+
+
+def small(*layers):
+    return seed_weights(nn.Sequential(*layers)).eval()
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        lambda: (nn.Conv2d(4, 6, 3, 2, 1, groups=2, bias=False), nn.BatchNorm2d(6)),
+        lambda: (nn.ConvTranspose2d(4, 6, 3, 2), nn.BatchNorm2d(6)),
+        lambda: (nn.Conv2d(4, 6, 1), nn.Dropout(0.5), nn.BatchNorm2d(6, affine=False)),
+        lambda: (nn.Conv2d(4, 6, 1), timm.layers.BatchNormAct2d(6, act_layer=nn.SiLU)),
+        lambda: (nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6), timm.layers.LayerScale2d(6, 0.3)),
+        lambda: (nn.Linear(8, 5), timm.layers.LayerScale(5, 0.3)),
+        lambda: (nn.Identity(), nn.Sequential(nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Conv2d(4, 6, 3))),
+        lambda: (nn.Identity(), nn.Sequential(nn.BatchNorm2d(4, affine=False), nn.Conv2d(4, 6, 1, bias=False))),
+    ],
+    ids=["grouped", "transposed", "dropout", "with its activation", "norm and scale", "linear", "in front", "plain"],
+)
+@torch.no_grad()
+def test_folds(layers):
+    model, x = small(*layers()), torch.randn(2, 4, 9, 8)
+    fused = fuse(model)
+    assert not norms(fused)
+    assert not [module for module in fused.modules() if type(module).__name__.startswith("LayerScale")]
+    assert error(fused(x), model(x)) < 1e-5
+
+
+class Twice(nn.Module):
+    """A convolution whose result two see, or that runs twice, in front of a norm."""
+
+    def __init__(self, runs):
+        super().__init__()
+        self.conv, self.norm, self.runs = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), runs
+
+    def forward(self, x):
+        y = self.conv(self.conv(x) if self.runs == 2 else x)
+        return self.norm(y) + (0 if self.runs == 2 else y)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        lambda: (Twice(1),),
+        lambda: (Twice(2),),
+        lambda: (nn.ConvTranspose2d(4, 6, 3, groups=2), nn.BatchNorm2d(6)),
+        lambda: (nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6, track_running_stats=False)),
+        lambda: (nn.Conv2d(4, 6, 1), nn.ReLU(), nn.BatchNorm2d(6)),
+        lambda: (nn.Identity(), nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3, padding=1))),
+        lambda: (nn.Identity(), nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 6, 1, groups=2))),
+        lambda: (nn.Sequential(nn.BatchNorm2d(4)), nn.Sequential(nn.Conv2d(4, 6, 1))),
+        lambda: (nn.BatchNorm2d(4), nn.Conv2d(4, 6, 1)),
+    ],
+    ids=["two see", "twice", "groups", "statistics", "between", "padded", "grouped", "level", "children of the model"],
+)
+@torch.no_grad()
+def test_leaves_alone(layers):
+    model, x = small(*layers()), torch.randn(2, 4, 9, 8)
+    fused = fuse(model)
+    assert len(norms(fused)) == 1
+    assert error(fused(x), model(x)) < 1e-6
+
+
+@torch.no_grad()
+def test_tied_weights_stay_apart():
+    model = small(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1))
+    model[2].weight = model[0].weight
+    x = torch.randn(2, 4, 9, 8)
+    assert error(fuse(model)(x), model(x)) < 1e-6
+
+
+class Branches(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: timm.create_model("resnet18"), r"model is in training mode \(ResNet is\): call model.eval\(\) first"),
+        (lambda: nn.Sequential(nn.ReLU().train()).eval().append(nn.ReLU()), r"training mode \(1 is\)"),
+        (lambda: torch.jit.script(small(nn.ReLU())), "fuse first, then compile or script"),
+        (lambda: torch.compile(small(nn.ReLU())), "fuse first, then compile or script"),
+        (lambda: Branches().eval(), "model=Branches cannot be traced by torch.fx: "),
+    ],
+)
+def test_refusals(model, message):
+    with pytest.raises(ValueError, match=message):
+        fuse(model())

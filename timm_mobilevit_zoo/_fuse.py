@@ -1,0 +1,165 @@
+"""An inference copy of a network in which norms and scales are part of the layers beside them."""
+
+import copy
+from collections import Counter
+from typing import Any
+
+import torch
+from timm.layers import BatchNormAct2d, DropPath, LayerScale, LayerScale2d
+from timm.models import get_notrace_functions, get_notrace_modules
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from .models.cloformer import Scale
+
+__all__ = ["fuse"]
+
+# By exact type, except for what may stand in the way: a subclass may compute anything.
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNormAct2d)
+_SCALES = (Scale, LayerScale, LayerScale2d)
+_NOTHING = (
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    DropPath,
+)  # what does nothing in eval mode
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """Return a copy for inference in which every norm and scale that can be is folded into a convolution or linear.
+
+    What is folded: a BatchNorm behind a convolution or a linear layer (the algebra is `torch.nn.utils.fusion`'s), a
+    BatchNorm in front of a convolution without padding in the same block, a layer scale, and the scale of CloFormer's
+    gate. Outputs and feature levels are equal up to rounding. The copy is of the same class and answers the same calls;
+    its state dict is another, so it is no place to load weights into, and it is not for training.
+
+    Args:
+        model: A network in evaluation mode: one of ours, or of timm's. Layers inside modules that timm hides from
+            tracing stay as they are.
+
+    Raises:
+        ValueError: For a model in training mode, one that is compiled or scripted, or one that torch.fx cannot trace.
+    """
+    training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
+    if training:
+        raise ValueError(f"model is in training mode ({training[0]} is): call model.eval() first")
+    if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
+        raise ValueError(f"model is a {type(model).__name__}: fuse first, then compile or script what fuse returns")
+    fused = copy.deepcopy(model)
+    try:
+        graph = _Tracer(autowrap_functions=tuple(get_notrace_functions())).trace(fused)
+    except Exception as error:
+        raise ValueError(f"model={type(model).__name__} cannot be traced by torch.fx: {error}") from error
+    _Folder(fused, graph).run()
+    return fused
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        kept = (*_NORMS, *_SCALES, *_NOTHING, *get_notrace_modules())
+        return isinstance(m, kept) or super().is_leaf_module(m, module_qualified_name)
+
+
+class _Folder:
+    """Walks a graph in order of execution and folds in place."""
+
+    def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
+        self.modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
+        self.nodes = [node for node in graph.nodes if node.op == "call_module"]
+        self.calls = Counter(id(self.modules[str(node.target)]) for node in self.nodes)
+
+    def run(self) -> None:
+        for node in self.nodes:
+            module = self.modules[str(node.target)]
+            if self.calls[id(module)] > 1 or not node.args:
+                continue
+            if type(module) in _NORMS:
+                self._fold_norm(node, module)
+            elif type(module) in _SCALES:
+                self._fold_scale(node, module)
+
+    def _fold_norm(self, node: fx.Node, norm: Any) -> None:
+        if norm.running_mean is None:  # it takes the batch's own mean
+            return
+        behind = self._layer(node.args[0])
+        layer: Any = behind and self.modules[str(behind.target)]
+        rest: nn.Module = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
+        if type(layer) in _CONVS or (type(layer) in _TRANSPOSED and layer.groups == 1):
+            self._replace(behind, fuse_conv_bn_eval(layer, norm, transpose=type(layer) in _TRANSPOSED))
+        elif type(layer) is nn.Linear:
+            self._replace(behind, fuse_linear_bn_eval(layer, norm))
+        elif not isinstance(norm, BatchNormAct2d) and (ahead := self._conv_of_same_block(node)):
+            self._replace(ahead, _with_norm_before(self.modules[str(ahead.target)], norm))
+        else:
+            return
+        self._replace(node, rest)
+
+    def _fold_scale(self, node: fx.Node, scale: Any) -> None:
+        behind = self._layer(node.args[0])
+        layer: Any = behind and self.modules[str(behind.target)]
+        if type(layer) in _CONVS or type(layer) is nn.Linear:
+            self._replace(behind, _scaled(layer, scale.scale if isinstance(scale, Scale) else scale.gamma))
+            self._replace(node, nn.Identity())
+
+    def _layer(self, node: Any) -> Any:
+        """Return the call of a layer whose result nothing else sees, behind steps that leave its channels alone."""
+        while isinstance(node, fx.Node) and len(node.users) == 1:
+            module = self.modules[str(node.target)] if node.op == "call_module" else None
+            last_to_first = node.op == "call_method" and node.target == "permute" and node.args[1:] == (0, 3, 1, 2)
+            if isinstance(module, _NOTHING) or last_to_first:
+                node = node.args[0]
+                continue
+            fits = module is not None and self.calls[id(module)] == 1
+            # Behind that permutation only a linear layer's channels are where a map's are.
+            return node if fits else None
+        return None
+
+    def _conv_of_same_block(self, norm: fx.Node) -> fx.Node | None:
+        """Return the call of a convolution that alone sees a norm's result, not across a level's end."""
+        node, block = norm, str(norm.target).rpartition(".")[0]
+        while len(node.users) == 1:
+            node = next(iter(node.users))
+            if node.op != "call_module" or not block or not str(node.target).startswith(f"{block}."):
+                return None
+            module: Any = self.modules[str(node.target)]
+            if isinstance(module, _NOTHING):
+                continue
+            plain = type(module) in _CONVS and module.groups == 1 and not any(module.padding)
+            return node if plain and self.calls[id(module)] == 1 else None
+        return None
+
+    def _replace(self, node: fx.Node, module: nn.Module) -> None:
+        name = str(node.target)
+        parent, _, child = name.rpartition(".")
+        self.calls[id(module)] = 1
+        setattr(self.modules[parent], child, module.eval())
+        self.modules[name] = module
+
+
+def _scaled(layer: Any, scale: Tensor | float) -> nn.Module:
+    """Return a layer whose result is scaled: by one number, or one a channel."""
+    layer = copy.deepcopy(layer)
+    with torch.no_grad():
+        factors = torch.as_tensor(scale).to(layer.weight).expand(len(layer.weight))
+        layer.weight = nn.Parameter(layer.weight * factors.view(-1, *[1] * (layer.weight.dim() - 1)))
+        if layer.bias is not None:
+            layer.bias = nn.Parameter(layer.bias * factors)
+    return layer
+
+
+def _with_norm_before(conv: Any, norm: Any) -> nn.Module:
+    """Return a convolution that normalises what it sees, which torch's fusion lacks; without padding it is exact."""
+    conv = copy.deepcopy(conv)
+    with torch.no_grad():
+        ones = torch.ones_like(norm.running_var)
+        scale = (ones if norm.weight is None else norm.weight) * (norm.running_var + norm.eps).rsqrt()
+        shift = (0 if norm.bias is None else norm.bias) - norm.running_mean * scale
+        across = (1, -1, *[1] * (conv.weight.dim() - 2))
+        bias = (conv.weight * shift.view(across)).flatten(1).sum(1)
+        conv.bias = nn.Parameter(bias if conv.bias is None else conv.bias + bias)
+        conv.weight = nn.Parameter(conv.weight * scale.view(across))
+    return conv
