@@ -121,6 +121,10 @@ def test_what_a_run_replaces_are_arguments():
 @every_recipe
 def test_train_py_knows_all_of_it(path):
     assert problems(read(path)) == []
+    offered = re.findall(
+        r"^#     (\w+: .*)$", path.read_text(encoding="utf-8"), re.MULTILINE
+    )  # in a comment of its head
+    assert problems(yaml.safe_load("\n".join(offered)) or {}) == []
 
 
 @every_recipe
