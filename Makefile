@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 
-.PHONY: demo test check hub table docs host-tests
+.PHONY: demo test check hub table docs host-tests recipes
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -36,3 +36,6 @@ docs: $(VENV)/.test
 
 host-tests: $(VENV)/.test
 	$(PY) tests/host_tests.py
+
+recipes: $(VENV)/.test
+	$(PY) tests/run_recipes.py $(TRAIN_PY)
