@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
-from zoo import GOLDEN, NAMES, author_weights
+from zoo import FIXED, GOLDEN, author_weights
 
 from timm_mobilevit_zoo import train as train_module
 from timm_mobilevit_zoo._data import read_image
@@ -26,7 +26,7 @@ from timm_mobilevit_zoo.predict import load, predict
 from timm_mobilevit_zoo.train import train
 
 MODEL = "cloformer_xxs"
-WITH_TOKEN = next(name for name in NAMES if timm.get_pretrained_cfg(name).classifier == ("head", "head_dist"))
+WITH_TOKEN = next(name for name in FIXED if timm.get_pretrained_cfg(name).classifier == ("head", "head_dist"))
 GOLDEN_OF_MODEL = next(path for path in GOLDEN if path.stem == MODEL)
 QUICK = dict(
     model=MODEL,
