@@ -3,7 +3,8 @@
 Each is `Attn(dim, <keywords with defaults>, device=None, dtype=None)`, so it also serves as timm's `attn_layer`.
 """
 
+from .models.casvit import AdditiveTokenMixer
 from .models.cloformer import CloAttention
 from .models.mobilevit_wide import MobileViTAttention
 
-__all__ = ["CloAttention", "MobileViTAttention"]
+__all__ = ["AdditiveTokenMixer", "CloAttention", "MobileViTAttention"]

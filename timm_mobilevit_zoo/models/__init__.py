@@ -1,5 +1,6 @@
 """One line a family: importing it registers its models with timm."""
 
+from . import casvit as casvit
 from . import cloformer as cloformer
 from . import deit32 as deit32
 from . import hybrid32 as hybrid32
