@@ -14,8 +14,8 @@ Changes from the authors' code:
     * training returns the mean of the two classifiers, as evaluation does, unless `set_distilled_training` asks for
       both; theirs returns both whenever it trains.
 
-The second classifier is part of the parameter counts that the authors print. Their training script leaves it out, and
-no released checkpoint was at hand: one without it loads too, `head` then serves as both, and the mean is its output.
+The second classifier is part of the parameter counts that the authors print. Their training script leaves it out: a
+checkpoint without it loads too, `head` then serves as both, and the mean is its output.
 
 Shapes: B batch, C channels, H x W map.
 """
@@ -32,6 +32,8 @@ from ._cfg import imagenet_cfg, pinned_default_cfgs
 from ._staged import Stage, StagedModel, build_staged, check_args, check_sizes, dilations
 
 __all__ = ["AdditiveTokenMixer", "CASViT"]
+
+seeded_gain = 0.8  # of seeded weights: a token mixer multiplies what it gets, so with 1 the numbers overflow
 
 
 def _depthwise(dim: int, dilation: int, device: Any = None, dtype: Any = None) -> nn.Conv2d:
@@ -234,7 +236,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     return out
 
 
-# The authors' claims: ImageNet-1k top-1 at 224 px, in percent. They print weights' addresses; none is tried here.
+# The authors' claims: ImageNet-1k top-1, in percent, the first of the two that their model zoo prints of each.
 published_top1 = {"casvit_xs": 78.3, "casvit_s": 80.9, "casvit_m": 82.8, "casvit_t": 83.9}
 
 _CODE = "https://github.com/Tianfang-Zhang/CAS-ViT"
