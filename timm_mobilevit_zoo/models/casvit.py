@@ -33,6 +33,9 @@ from ._staged import Stage, StagedModel, build_staged, check_args, check_sizes, 
 
 __all__ = ["AdditiveTokenMixer", "CASViT"]
 
+# What tests ask of every model and this one cannot do: the tests' names, each with the reason.
+limits = {"test_a_network_has_maps": "it has no softmax: gates and a convolution weigh the values"}
+
 seeded_gain = 0.8  # of seeded weights: a token mixer multiplies what it gets, so with 1 the numbers overflow
 
 
