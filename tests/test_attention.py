@@ -13,16 +13,23 @@ from torch import nn
 from zoo import author_weights
 
 from timm_mobilevit_zoo import attention
-from timm_mobilevit_zoo.attention import CloAttention, MobileViTAttention, MobileViTv3Block
+from timm_mobilevit_zoo.attention import AdditiveTokenMixer, CloAttention, MobileViTAttention, MobileViTv3Block
 from timm_mobilevit_zoo.models import mobilevit_wide
 from timm_mobilevit_zoo.models.cloformer import PartialAvgPool2d
-
-every_module = pytest.mark.parametrize("name", attention.__all__)
 
 
 def create(name, dim=32, **kwargs):
     torch.manual_seed(0)
     return getattr(attention, name)(dim, **kwargs).eval()
+
+
+def with_switch(module):
+    """Its parts that compute attention by a fused kernel or a plain one."""
+    return [part for part in module.modules() if hasattr(part, "fused_attn")]
+
+
+every_module = pytest.mark.parametrize("name", attention.__all__)
+every_softmax = pytest.mark.parametrize("name", [name for name in attention.__all__ if with_switch(create(name))])
 
 
 @every_module
@@ -73,13 +80,11 @@ def test_generated_code(name):
         torch.testing.assert_close(torch.compile(module, fullgraph=True)(x), module(x))
 
 
-@every_module
+@every_softmax
 def test_fused_and_plain_kernels_agree(name):
     module, x = create(name), torch.randn(2, 32, 13, 18)
     expected = module(x)
-    switched = [part for part in module.modules() if hasattr(part, "fused_attn")]
-    assert switched
-    for part in switched:
+    for part in with_switch(module):
         part.fused_attn = not part.fused_attn
     torch.testing.assert_close(module(x), expected)
 
@@ -159,6 +164,27 @@ def test_mobilevit_wide_names_wrong_arguments(arguments, message):
         timm.create_model("mobilevit_wide_xxs", **arguments)
 
 
+@pytest.mark.parametrize("arguments", [{"dim": 0}, {"dim": 32.0}, {"dilation": 0}, {"dilation": "2"}])
+def test_additive_mixer_names_wrong_arguments(arguments):
+    ((name, value),) = arguments.items()
+    with pytest.raises(ValueError, match=f"{name}={value} must be a whole number from 1"):
+        AdditiveTokenMixer(**{"dim": 32, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"depths": (2, 2, 4)}, r"depths=\(2, 2, 4\) needs 4 entries, one a stage"),
+        ({"embed_dims": (1, 56, 112, 220)}, "must begin with 2 or more"),
+        ({"mlp_ratio": 0}, "mlp_ratio=0 leaves no hidden channel"),
+        ({"proj_drop_rate": 1.0}, "proj_drop_rate=1.0 must be at least 0 and below 1"),
+    ],
+)
+def test_casvit_names_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        timm.create_model("casvit_xs", **arguments)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -232,6 +258,49 @@ def test_exported_pooling_is_the_eager_one(size):
     torch.testing.assert_close(exported, pool(x))
     corner = x[:, :, 4 * ((size[0] - 1) // 4) :, 4 * ((size[1] - 1) // 4) :].mean((2, 3))
     torch.testing.assert_close(pool(x)[:, :, -1, -1], corner)
+
+
+def additive_mixer_again(module, x):
+    """The layer's equations once more, in float64, with loops over the cells that a kernel sees."""
+    module, x = module.double(), x.double()
+    d = module.mix.dilation[0]
+
+    def depthwise(conv, x):
+        H, W = x.shape[2:]
+        padded = nn.functional.pad(x, (d, d, d, d))
+        cells = [
+            conv.weight[:, 0, i, j, None, None] * padded[:, :, d * i : d * i + H, d * j : d * j + W]
+            for i in range(3)
+            for j in range(3)
+        ]
+        return sum(cells) + conv.bias[:, None, None]
+
+    def gates(module, x):
+        conv, norm, _, to_one, _ = module.spatial
+        y = (depthwise(conv, x) - norm.running_mean[:, None, None]) / (norm.running_var + norm.eps).sqrt()[
+            :, None, None
+        ]
+        y = torch.relu(y * norm.weight[:, None, None] + norm.bias[:, None, None])
+        x = x * torch.sigmoid(torch.einsum("oc,bchw->bohw", to_one.weight[:, :, 0, 0], y))
+        mean = einops.reduce(x[:, :, ::d, ::d], "b c h w -> b c", "mean")
+        return x * torch.sigmoid(mean @ module.channel[0].weight[:, :, 0, 0].T)[:, :, None, None]
+
+    q, k, v = torch.einsum("oc,bchw->bohw", module.qkv.weight[:, :, 0, 0], x).split(x.shape[1], dim=1)
+    return depthwise(module.proj, depthwise(module.mix, gates(module.q_gates, q) + gates(module.k_gates, k)) * v)
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("size", [(16, 16), (13, 18), (3, 5), (1, 1)])
+def test_additive_mixer_computes_its_equations(dilation, size):
+    torch.manual_seed(0)
+    module = AdditiveTokenMixer(12, dilation).eval()
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            for values in (part.weight, part.bias, part.running_mean, part.running_var):
+                nn.init.uniform_(values, 0.5, 1.5)
+    x = torch.randn(2, 12, *size)
+    ours = module(x)
+    torch.testing.assert_close(ours.double(), additive_mixer_again(module, x), rtol=1e-5, atol=1e-6)
 
 
 def mobilevit_attention_again(module, x):

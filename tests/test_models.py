@@ -17,21 +17,25 @@ from timm.layers.format import Format, nhwc_to
 from timm.models import group_parameters, save_for_hf
 from timm.optim import create_optimizer_v2
 from torch import nn
-from zoo import NAMES, close, create, every_first, every_fixed, every_name, family, image, limits, own_image, sizes
+from zoo import (
+    NAMES,
+    classifier_names,
+    classifiers,
+    close,
+    create,
+    every_first,
+    every_fixed,
+    every_name,
+    family,
+    image,
+    limits,
+    own_image,
+    sizes,
+)
 
 from timm_mobilevit_zoo.models._staged import StagedModel
 
 REFUSALS = (AssertionError, RuntimeError, ValueError)  # what classes of timm's raise for images that they cannot take
-
-
-def classifiers(model):
-    heads = model.get_classifier()
-    return heads if isinstance(heads, tuple) else (heads,)
-
-
-def classifier_names(model):
-    names = model.pretrained_cfg["classifier"]
-    return (names,) if isinstance(names, str) else names
 
 
 def levels_of(backbone, x):

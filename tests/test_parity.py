@@ -8,7 +8,16 @@ import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from zoo import GOLDEN, NAMES, author_weights, every_staged_first, family, own_image, recorded_image
+from zoo import (
+    GOLDEN,
+    NAMES,
+    author_weights,
+    classifier_names,
+    every_staged_first,
+    family,
+    own_image,
+    recorded_image,
+)
 
 from timm_mobilevit_zoo.maps import attention_maps
 from timm_mobilevit_zoo.predict import weights_from
@@ -130,7 +139,8 @@ def test_weights_adapt_to_other_channels_and_classes(golden, weights_file, in_ch
     full, adapted = create(golden, weights_file), create(golden, weights_file, in_chans=in_chans, num_classes=7)
     assert adapted(own_image(golden.stem, batch=1, chans=in_chans)).shape == (1, 7)
     first = full.pretrained_cfg["first_conv"] + ".weight"
-    kept = [k for k in full.state_dict() if k != first and not k.startswith("head.")]
+    heads = tuple(f"{head}." for head in classifier_names(full))
+    kept = [k for k in full.state_dict() if k != first and not k.startswith(heads)]
     assert all(torch.equal(full.state_dict()[k], adapted.state_dict()[k]) for k in kept)
 
 
@@ -139,10 +149,9 @@ def test_a_head_of_other_classes_is_found_and_kept(golden, tmp_path):
     model = timm.create_model(golden.stem)
     theirs = author_weights(golden)
     ours = importlib.import_module(family(golden.stem)).checkpoint_filter_fn(dict(theirs), model)
-    heads = [
-        key for key, value in theirs.items() if any(value is ours.get(f"head.{part}") for part in ("weight", "bias"))
-    ]
-    assert heads
+    names = [key for key in model.state_dict() if key.rpartition(".")[0] in classifier_names(model)]
+    heads = [key for key, value in theirs.items() if any(value is ours[name] for name in names)]
+    assert len(heads) == len(names) > 0
     save_file(theirs | {key: theirs[key][:7].clone() for key in heads}, tmp_path / "seven.safetensors")
     overlay = weights_from(str(tmp_path / "seven.safetensors"), golden.stem)
     assert overlay["num_classes"] == 7

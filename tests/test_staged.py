@@ -14,7 +14,7 @@ from timm.models._features import FeatureGetterNet
 from timm.optim import create_optimizer_v2
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
-from zoo import close, create, every_staged, every_staged_first, image
+from zoo import classifier_names, classifiers, close, create, every_staged, every_staged_first, image
 
 from timm_mobilevit_zoo.models._staged import Stage, StagedModel
 
@@ -55,8 +55,8 @@ def test_staged_head(name):
     assert features.shape[:2] == (2, model.num_features)
     assert model.forward_head(features, pre_logits=True).shape == (2, model.head_hidden_size)
     assert torch.equal(model(x), model.forward_head(features))
-    assert dict(model.named_children())["head"] is model.head is model.get_classifier()
-    assert type(model.head) is nn.Linear
+    assert dict(model.named_children())["head"] is model.head is classifiers(model)[0]
+    assert all(type(head) is nn.Linear for head in classifiers(model))
     assert model.head.out_features == model(x).shape[1] == 7
     assert next(reversed(dict(model.named_children()))) == "head"
 
@@ -78,9 +78,30 @@ def test_staged_reset_classifier(name):
     model.reset_classifier(0, "")
     close(model(x), features)
     model.reset_classifier(3)  # keeps the absence of pooling: a map of logits
-    close(model(x).mean((2, 3)), model.head(features.mean((2, 3))))
+    heads = classifiers(model)
+    close(model(x).mean((2, 3)), sum(head(features.mean((2, 3))) for head in heads) / len(heads))
     with pytest.raises(ValueError, match="global_pool='median' is none of"):
         model.reset_classifier(3, "median")
+
+
+@every_staged
+def test_distilled_training(name):
+    model, x = create(name, num_classes=5), image()
+    heads = classifiers(model)
+    if len(heads) == 1:
+        with pytest.raises(ValueError, match="has no second classifier"):
+            model.set_distilled_training()
+        return
+    mean, pooled = model(x), model.forward_head(model.forward_features(x), pre_logits=True)
+    model.set_distilled_training()
+    assert torch.equal(model(x), mean), "evaluation takes the mean"
+    model.training = True  # of the network alone: its layers stay as they were
+    logits = model(x)
+    assert len(logits) == 2
+    assert not torch.allclose(*logits)
+    assert all(torch.equal(ours, head(pooled)) for ours, head in zip(logits, heads, strict=True))
+    model.set_distilled_training(False)
+    assert torch.equal(model(x), mean)
 
 
 # Feature levels
@@ -136,7 +157,7 @@ def test_a_classifiers_weights_load_into_the_backbone(name):
     backbone = create(name, features_only=True)
     missed = backbone.load_state_dict(classifier.state_dict(), strict=False)
     assert not missed.missing_keys
-    assert all(key.startswith(("norm.", "head.")) for key in missed.unexpected_keys)
+    assert all(key.startswith(("norm.", "head.", "head_dist.")) for key in missed.unexpected_keys)
     levels = classifier.forward_intermediates(image(), intermediates_only=True)
     for level, expected in zip(backbone(image()), levels, strict=True):
         assert torch.equal(level, expected)
@@ -347,8 +368,9 @@ def test_staged_fx(name):
     close(traced(x), model(x))
     close(traced(image(64, 40)), model(image(64, 40)))
     close(torch.jit.script(traced)(x), model(x))
-    extractor = create_feature_extractor(model, {"stage2": "level", "head": "logits"})
-    close(extractor(x)["logits"], model(x))
+    names = classifier_names(model)  # the logits are their mean
+    extractor = create_feature_extractor(model, {"stage2": "level"} | {name: name for name in names})
+    close(sum(extractor(x)[name] for name in names) / len(names), model(x))
 
 
 @every_staged_first

@@ -75,6 +75,16 @@ def create(name, **kwargs):
     return timm.create_model(name, **kwargs).eval()
 
 
+def classifiers(model):
+    heads = model.get_classifier()
+    return heads if isinstance(heads, tuple) else (heads,)
+
+
+def classifier_names(model):
+    names = model.pretrained_cfg["classifier"]
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
 def close(a, b, tolerance=1e-5):
     torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 

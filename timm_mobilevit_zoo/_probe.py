@@ -5,6 +5,7 @@ has frozen: they are the same on every version of NumPy, torch and timm.
 """
 
 import math
+import sys
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -121,6 +122,10 @@ def seeded(key: str, shape: Sequence[int], gain: float = 1.0) -> Tensor:
 
 
 def seed_weights(model: nn.Module) -> nn.Module:
-    """Give each tensor of a model's state dict the values that `seeded` draws for its name, and return the model."""
-    model.load_state_dict({key: seeded(key, tuple(value.shape)) for key, value in model.state_dict().items()})
+    """Give each tensor of a model's state dict the values that `seeded` draws for its name, and return the model.
+
+    The gain is 1, or the `seeded_gain` in the file of a family whose numbers would overflow.
+    """
+    gain = getattr(sys.modules[type(model).__module__], "seeded_gain", 1.0)
+    model.load_state_dict({key: seeded(key, tuple(value.shape), gain) for key, value in model.state_dict().items()})
     return model

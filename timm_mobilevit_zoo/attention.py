@@ -3,8 +3,9 @@
 Each is `Attn(dim, <keywords with defaults>, device=None, dtype=None)`, so it also serves as timm's `attn_layer`.
 """
 
+from .models.casvit import AdditiveTokenMixer
 from .models.cloformer import CloAttention
 from .models.mobilevit_wide import MobileViTAttention
 from .models.mobilevitv3 import MobileViTv3Block
 
-__all__ = ["CloAttention", "MobileViTAttention", "MobileViTv3Block"]
+__all__ = ["AdditiveTokenMixer", "CloAttention", "MobileViTAttention", "MobileViTv3Block"]

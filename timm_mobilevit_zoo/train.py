@@ -151,7 +151,7 @@ def train(
         ema: Average the weights over updates, validate and save the average.
         ema_decay: Decay of that average, an update; it warms up.
         teacher: Registered name (its pretrained weights may be downloaded) or folder of a trained model to learn from.
-        distill: What the student matches: the teacher's logits, through a distillation token, or its pooled features.
+        distill: What the student matches: the teacher's logits, by a second classifier, or its pooled features.
         temperature: Temperature of the soft labels.
         alpha: Weight of the teacher's loss; the labels' loss has 1 - alpha.
         mixed_precision: Type of the arithmetic, as Accelerate names it.
@@ -455,10 +455,10 @@ def _create_task(student: Any, criterion: nn.Module, labels: list[str], options:
             f"teacher={name!r} takes images of {' x '.join(map(str, taught_side))} pixels only, the student's have "
             f"{' x '.join(map(str, side))}: set img_size"
         )
-    if options["distill"] == "token" and not hasattr(student, "set_distilled_training"):
+    if options["distill"] == "token" and not isinstance(student.get_classifier(), tuple):
         raise ValueError(
-            f"distill='token' needs a model with a distillation token, deit_nano_distilled_patch4_32 for one; "
-            f"model={options['model']!r} has none"
+            f"distill='token' needs a model with a second classifier, as deit_nano_distilled_patch4_32 and casvit_xs "
+            f"have; model={options['model']!r} has none"
         )
     if student.in_chans == 1:
         teacher.pretrained_cfg.update(_grey(teacher.pretrained_cfg))

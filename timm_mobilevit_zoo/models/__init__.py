@@ -2,6 +2,7 @@
 
 from timm_mobilevit_zoo._names import warn_of_taken
 
+from . import casvit as casvit
 from . import cloformer as cloformer
 from . import deit32 as deit32
 from . import hybrid32 as hybrid32

@@ -209,6 +209,7 @@ class StagedModel(nn.Module):
         drop_rate: Dropout before the classifier.
         num_features: Channels after `norm` where it changes them; 0 for `embed_dims[-1]`.
         head_bias: Whether the classifier has a bias.
+        distilled: Whether there is a second classifier, for a teacher's labels; the logits are the mean of both.
         output_stride: Stride at which the stages stop to halve the map: 8, 16 or 32, in image pixels.
 
     Attributes:
@@ -216,6 +217,8 @@ class StagedModel(nn.Module):
         num_features: Channels that `forward_features` returns.
         head_hidden_size: Width that the classifier sees, after pooling.
         head: The classifier, an `nn.Linear`, or `nn.Identity` for `num_classes=0`.
+        head_dist: The second classifier, or None: as in timm's DeiT and LeViT, but in front of `head`, since clients
+            look for a classifier in the last child.
     """
 
     def __init__(
@@ -232,12 +235,14 @@ class StagedModel(nn.Module):
         stem_dim: int = 0,
         num_features: int = 0,
         head_bias: bool = True,
+        distilled: bool = False,
         output_stride: int = STRIDES[-1],
     ) -> None:
         super().__init__()
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.head_bias = head_bias
+        self.distilled_training = False
         self.num_features = num_features or embed_dims[-1]
         levels = [(stem_dim, 2, "stem")] if stem_dim else []
         strides = [min(stride, output_stride) for stride in STRIDES]
@@ -255,7 +260,13 @@ class StagedModel(nn.Module):
         self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
         self.head_drop = nn.Dropout(drop_rate)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        self.head = nn.Linear(self.head_hidden_size, num_classes, head_bias) if num_classes else nn.Identity()
+        self.head_dist = self._classifier() if distilled else None
+        self.head = self._classifier()
+
+    def _classifier(self, **dd: Any) -> nn.Module:
+        if not self.num_classes:
+            return nn.Identity()
+        return nn.Linear(self.head_hidden_size, self.num_classes, self.head_bias, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits, `(B, num_classes)`; without classifier the features; without pooling a map of either."""
@@ -274,13 +285,25 @@ class StagedModel(nn.Module):
         return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool and classify what `forward_features` returned; `pre_logits` stops before the classifier."""
+        """Pool and classify what `forward_features` returned; `pre_logits` stops before the classifier.
+
+        Of two classifiers the mean; both as a tuple in training after `set_distilled_training`.
+        """
         x = self.head_drop(self.global_pool(x))
         if pre_logits:
             return x
-        if self.global_pool.pool_type == "":
-            return self.head(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return self.head(x)
+        is_map = self.global_pool.pool_type == ""
+        x = x.permute(0, 2, 3, 1) if is_map else x
+        logits = self.head(x)
+        logits = logits.permute(0, 3, 1, 2) if is_map else logits
+        if self.head_dist is None:
+            return logits
+        logits_dist = self.head_dist(x)
+        logits_dist = logits_dist.permute(0, 3, 1, 2) if is_map else logits_dist
+        if self.distilled_training and self.training and not torch.jit.is_scripting():
+            both: Any = (logits, logits_dist)
+            return both
+        return (logits + logits_dist) / 2
 
     def forward_intermediates(
         self,
@@ -356,13 +379,24 @@ class StagedModel(nn.Module):
         return take
 
     @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        """Return the classifier."""
-        return self.head
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
+        """Return the classifier, or both of them."""
+        return self.head if self.head_dist is None else (self.head, self.head_dist)
+
+    @torch.jit.ignore
+    def set_distilled_training(self, enable: bool = True) -> None:
+        """Return the logits of both classifiers instead of their mean while training, for timm's distillation.
+
+        Raises:
+            ValueError: For a network that has one.
+        """
+        if self.head_dist is None:
+            raise ValueError(f"{type(self).__name__} has no second classifier to distil into")
+        self.distilled_training = enable
 
     @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new classifier in place, on the model's device, in its dtype and mode.
+        """Put a new classifier in place, or two, on the model's device, in its dtype and mode.
 
         Args:
             num_classes: Width of the classifier; 0 removes it.
@@ -377,8 +411,9 @@ class StagedModel(nn.Module):
         self.global_pool = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type)).train(self.training)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         dd = get_device_dtype(self)
-        head = nn.Linear(self.head_hidden_size, num_classes, self.head_bias, **dd) if num_classes else nn.Identity()
-        self.head = head.train(self.training)
+        if self.head_dist is not None:
+            self.head_dist = self._classifier(**dd).train(self.training)
+        self.head = self._classifier(**dd).train(self.training)
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
