@@ -10,11 +10,9 @@ Code: https://github.com/saic-fi/edgevit, commit df3d070 (Apache-2.0)
 
 Changes from the authors' code:
     * any image size works: zeros complete a patch that the map cuts off, and what is propagated beyond the map is cut.
-      Theirs is built for one square size, a multiple of 32, where the numbers are the same; up to three more rows and
-      columns it leaves out.
+      Theirs is built for one square size: a multiple of 32, with the same numbers; with others it drops rows or fails.
 
-The authors have published no weights. Their paper prints 11.1 M parameters for S, their code has 13.1 M; this file
-follows the code.
+The authors have published no weights. Their paper prints 11.1 M parameters for S, their code has 13.1 M, as here.
 
 Shapes: B batch, C channels, H x W map, h heads, d = C / h, N sampled cells, M of these that are keys.
 """
@@ -62,16 +60,17 @@ class SparseAttention(nn.Module):
         self.proj = nn.Linear(dim, dim, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def _heads(self, x: Tensor) -> Tensor:
+    def _heads(self, x: Tensor, step: int) -> Tensor:
+        x = x[:, ::step, ::step].contiguous()  # or else graphs for any size would compare strides
         B, rows, columns, C = x.shape
         return x.reshape(B, rows * columns, self.num_heads, C // self.num_heads).transpose(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         _, H, W, C = x.shape
-        x = self.qkv(x[:, :: self.query_step, :: self.query_step])
+        x = x[:, :: self.query_step, :: self.query_step].contiguous()
         B, rows, columns, _ = x.shape
-        q, kv = x[..., :C], x[:, :: self.key_step, :: self.key_step, C:]
-        q, k, v = self._heads(q), self._heads(kv[..., :C]), self._heads(kv[..., C:])  # (B, h, N, d), twice (B, h, M, d)
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        q, k, v = self._heads(q, 1), self._heads(k, self.key_step), self._heads(v, self.key_step)  # (B, h, N or M, d)
         if self.fused_attn:
             x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
         else:
@@ -79,7 +78,8 @@ class SparseAttention(nn.Module):
             x = self.attn_drop(attn.softmax(dim=-1)) @ v
         x = x.transpose(1, 2).reshape(B, rows, columns, C)
         if self.propagate is not None:
-            x = self.repeat(self.propagate(x.permute(0, 3, 1, 2)))[:, :, :H, :W]
+            x = self.repeat(self.propagate(x.permute(0, 3, 1, 2)))
+            x = F.pad(x, (0, W - x.shape[3], 0, H - x.shape[2]))  # cuts; a slice would fix the size of a graph
             x = self.norm(x.permute(0, 2, 3, 1))
         return self.proj_drop(self.proj(x))
 
@@ -214,8 +214,8 @@ class EdgeViT(StagedModel):
         rates: Any = iter(calculate_drop_path_rates(drop_path_rate, sum(depths)))
         stages = []
         for level, (stride, opening, dilation) in enumerate(dilations(output_stride)):
-            dim, heads, sr_ratio = embed_dims[level], num_heads[level], sr_ratios[level]
-            block = partial(LocalGlobalLocalAttention, dim, heads, sr_ratio, mlp_ratio, dilation)
+            dim = embed_dims[level]
+            block = partial(LocalGlobalLocalAttention, dim, num_heads[level], sr_ratios[level], mlp_ratio, dilation)
             blocks = [block(attn_drop_rate, proj_drop_rate, next(rates)) for _ in range(depths[level])]
             embed = _patch_embed(embed_dims[level - 1], dim, 2, stride, opening) if level else nn.Identity()
             stages.append(Stage(embed, blocks))
