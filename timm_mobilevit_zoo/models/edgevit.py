@@ -45,8 +45,7 @@ class SparseAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.scale = (dim // num_heads) ** -0.5
-        # On a dilated map the same cells are keys, so the network still sees what it would without dilation. Where
-        # nothing propagates what a cell found to others, all cells ask.
+        # A dilated map has the keys of the map without dilation. All its cells ask, unless propagation tells them.
         self.query_step = dilation * sr_ratio if sr_ratio > 1 else 1
         self.key_step = dilation * sr_ratio // self.query_step
         self.fused_attn = use_fused_attn()
@@ -109,9 +108,9 @@ class Half(nn.Module):
 
 
 class LocalGlobalLocalAttention(nn.Module):
-    """Aggregate, attend sparsely, propagate: the paper's whole block. `(B, C, H, W) -> (B, C, H, W)`, any H and W.
+    """The whole local-global-local block, with its shortcuts and MLPs. `(B, C, H, W) -> (B, C, H, W)`, any H and W.
 
-    It has the block's shortcuts and both its MLPs. The defaults are those of EdgeViT-XXS's third stage.
+    The defaults are those of EdgeViT-XXS's third stage.
 
     Args:
         dim: Channels `C`, a multiple of `num_heads`.
@@ -119,8 +118,7 @@ class LocalGlobalLocalAttention(nn.Module):
         sr_ratio: Side of the window that one attending cell, its first, stands for, in map cells. A map that it does
             not divide has smaller windows at its end. With 1 there are neither aggregation nor propagation.
         mlp_ratio: Width of an MLP's hidden layer, relative to the channels.
-        dilation: How many times closer the map's cells lie than where the weights come from; kernels and windows
-            grow by it.
+        dilation: How many times closer the cells lie than where the weights come from; kernels and windows grow by it.
         attn_drop: Dropout on the softmax map.
         proj_drop: Dropout after the attention's projection and in the MLPs.
         drop_path: Stochastic depth of each of the four branches.
