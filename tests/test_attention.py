@@ -13,7 +13,13 @@ from torch import nn
 from zoo import author_weights
 
 from timm_mobilevit_zoo import attention
-from timm_mobilevit_zoo.attention import AdditiveTokenMixer, CloAttention, MobileViTAttention, MobileViTv3Block
+from timm_mobilevit_zoo.attention import (
+    AdditiveTokenMixer,
+    CloAttention,
+    LocalGlobalLocalAttention,
+    MobileViTAttention,
+    MobileViTv3Block,
+)
 from timm_mobilevit_zoo.models import mobilevit_wide
 from timm_mobilevit_zoo.models.cloformer import PartialAvgPool2d
 
@@ -362,3 +368,111 @@ def test_mobilevit_attention_is_the_tutorials():
     error = ((module(x) - theirs).abs().max() / theirs.std()).item()
     print(f"MobileViTAttention: {error:.1e} of a standard deviation")
     assert error < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dim": 30}, "dim=30 must be a multiple of num_heads=4"),
+        ({"dim": 0}, "dim=0 must be a whole number from 1"),
+        ({"num_heads": 0}, "num_heads=0 must be a whole number from 1"),
+        ({"sr_ratio": 2.0}, "sr_ratio=2.0 must be a whole number from 1"),
+        ({"sr_ratio": 0}, "sr_ratio=0 must be a whole number from 1"),
+        ({"dilation": 0}, "dilation=0 must be a whole number from 1"),
+        ({"mlp_ratio": 0.01}, "mlp_ratio=0.01 leaves no hidden channel of dim=32"),
+    ],
+)
+def test_local_global_local_attention_names_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        LocalGlobalLocalAttention(**{"dim": 32, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_heads": (1, 2, 4)}, r"num_heads=\(1, 2, 4\) needs 4 entries, one a stage"),
+        ({"num_heads": (1, 2, 5, 8)}, "dim=144 must be a multiple of num_heads=5"),
+        ({"depths": (1, 0, 3, 2)}, r"depths=\(1, 0, 3, 2\) needs whole numbers from 1"),
+        ({"sr_ratios": 2}, "sr_ratios=2 needs 4 entries, one a stage"),
+        ({"mlp_ratio": 0}, "mlp_ratio=0 leaves no hidden channel of dim=36"),
+        ({"attn_drop_rate": 1}, "attn_drop_rate=1 must be at least 0 and below 1"),
+    ],
+)
+def test_edgevit_names_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        timm.create_model("edgevit_xxs", **arguments)
+
+
+def local_global_local_again(module, x, num_heads, sr_ratio):
+    """The block's equations once more, in float64, cell by cell where it samples and propagates."""
+    module, x = module.double(), x.double()
+
+    def depthwise(conv, x):
+        side = conv.weight.shape[2]
+        return nn.functional.conv2d(x, conv.weight, conv.bias, padding=side // 2, groups=len(conv.weight))
+
+    def project(layer, x):
+        return torch.einsum("oc,bchw->bohw", layer.weight.flatten(1), x) + layer.bias[:, None, None]
+
+    def norm(layer, x):
+        if isinstance(layer, nn.BatchNorm2d):
+            mean, var = layer.running_mean[:, None, None], layer.running_var[:, None, None]
+        else:
+            mean, var = x.mean(1, keepdim=True), x.var(1, correction=0, keepdim=True)
+        return (x - mean) / (var + layer.eps) ** 0.5 * layer.weight[:, None, None] + layer.bias[:, None, None]
+
+    def mlp(layer, x):
+        hidden = project(layer.fc1, x)
+        return project(layer.fc2, hidden * (1 + torch.erf(hidden / 2**0.5)) / 2)
+
+    def attend(layer, x):
+        cells = [(i, j) for i in range(0, x.shape[2], sr_ratio) for j in range(0, x.shape[3], sr_ratio)]
+        tokens = torch.stack([x[:, :, i, j] for i, j in cells], -1)[..., None]
+        q, k, v = einops.rearrange(project(layer.qkv, tokens), "b (t h d) n 1 -> t b h n d", t=3, h=num_heads)
+        attn = (torch.einsum("bhqd,bhkd->bhqk", q, k) / q.shape[-1] ** 0.5).softmax(-1)
+        found = einops.rearrange(torch.einsum("bhqk,bhkd->bhqd", attn, v), "b h n d -> b (h d) n")
+        told = torch.zeros_like(x)
+        for n, (i, j) in enumerate(cells):
+            for a in range(min(sr_ratio, x.shape[2] - i)):
+                for b in range(min(sr_ratio, x.shape[3] - j)):
+                    told[:, :, i + a, j + b] = found[..., n]
+                    if sr_ratio > 1:
+                        told[:, :, i + a, j + b] *= layer.propagate.weight[:, 0, a, b]
+                        told[:, :, i + a, j + b] += layer.propagate.bias
+        return project(layer.proj, norm(layer.norm, told) if sr_ratio > 1 else told)
+
+    def aggregate(layer, x):
+        return project(layer[2], depthwise(layer[1], project(layer[0], x)))
+
+    halves = [(module.local_half, aggregate)] if sr_ratio > 1 else []
+    for half, mix in [*halves, (module.global_half, attend)]:
+        x = x + depthwise(half.pos_embed, x)
+        x = x + mix(half.attn, norm(half.norm1, x))
+        x = x + mlp(half.mlp, norm(half.norm2, x))
+    return x
+
+
+@pytest.mark.parametrize("sr_ratio", [1, 2, 4])
+@pytest.mark.parametrize("size", [(16, 16), (13, 18), (3, 5), (1, 1)])
+def test_local_global_local_attention_computes_its_equations(size, sr_ratio):
+    torch.manual_seed(0)
+    module = LocalGlobalLocalAttention(12, 3, sr_ratio, mlp_ratio=2.5).eval()
+    for name, values in module.named_parameters():
+        if "norm" in name:
+            nn.init.uniform_(values, 0.5, 1.5)
+    for name, values in module.named_buffers():
+        if "running" in name:
+            nn.init.uniform_(values, 0.5, 1.5)
+    x = torch.randn(2, 12, *size)
+    ours = module(x)
+    with torch.no_grad():
+        theirs = local_global_local_again(module, x, 3, sr_ratio)
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("sr_ratio", [1, 2, 4])
+@pytest.mark.parametrize("size", [(16, 16), (13, 18), (3, 5), (1, 1)])
+def test_dilated_local_global_local_attention_keeps_its_cells(size, sr_ratio):
+    plain, dilated = (create("LocalGlobalLocalAttention", sr_ratio=sr_ratio, dilation=d) for d in (1, 3))
+    x = torch.randn(2, 32, *size)
+    torch.testing.assert_close(dilated(x)[:, :, ::3, ::3], plain(x[:, :, ::3, ::3]))

@@ -26,6 +26,7 @@ from timm_mobilevit_zoo.attention import CloAttention
 from timm_mobilevit_zoo.cli import main
 from timm_mobilevit_zoo.maps import attention_maps, draw, draw_file, rollout
 from timm_mobilevit_zoo.models.cloformer import PooledAttention
+from timm_mobilevit_zoo.models.edgevit import SparseAttention
 
 # timm's networks, small images whose sides differ: Swin's need padding, MobileViT's are no multiple of its patches.
 THEIRS = {
@@ -102,6 +103,13 @@ def of_pooled(module, x):
     return softmax(q, einops.rearrange(kv, "b (two h d) n 1 -> two b h n d", two=2, h=module.num_heads)[0])
 
 
+def of_sparse(module, x):
+    q, k, _ = linear(module.qkv, x).chunk(3, -1)
+    asks, window = module.query_step, module.query_step * module.key_step
+    q, k = q[:, ::asks, ::asks], k[:, ::window, ::window]
+    return softmax(*(einops.rearrange(part, "b y x (h d) -> b h (y x) d", h=module.num_heads) for part in (q, k)))
+
+
 def of_gate(module, x):
     q, k, _ = conv(module.mix, conv(module.qkv, x)).chunk(3, 1)
     hidden = conv(module.gate[0], q * k)
@@ -116,6 +124,7 @@ FORMULAS = {
     "Attention": of_tokens,
     "WindowAttention": of_tokens,
     "PooledAttention": of_pooled,
+    "SparseAttention": of_sparse,
     "AttnConv": of_gate,
     "LinearSelfAttention": of_separable,
     "SeparableAttention": of_separable,
@@ -527,6 +536,20 @@ def test_pooled_keys_cover_their_windows(size, window):
             expected = torch.zeros(size)
             top, left = i // window * window, j // window * window
             expected[top : top + window, left : left + window] = 1
+            torch.testing.assert_close(seen, expected)
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("sr_ratio", [1, 2, 4])
+@pytest.mark.parametrize("size", [(8, 4), (6, 9), (3, 5)])
+def test_sampled_keys_stand_for_their_windows(size, sr_ratio, dilation):
+    layer = stare(SparseAttention(8, 2, sr_ratio, dilation, 0.0, 0.0, {})).eval()
+    window = sr_ratio * dilation
+    for i in range(0, size[0], window):
+        for j in range(0, size[1], window):
+            seen = seen_by(layer, bright(i, j, size).movedim(1, 3))
+            expected = torch.zeros(size)
+            expected[i : i + window, j : j + window] = 1
             torch.testing.assert_close(seen, expected)
 
 
