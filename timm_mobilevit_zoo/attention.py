@@ -4,6 +4,7 @@ Each is `Attn(dim, <keywords with defaults>, device=None, dtype=None)`, so it al
 """
 
 from .models.cloformer import CloAttention
+from .models.efficientmod import EfficientModulation
 from .models.mobilevit_wide import MobileViTAttention
 
-__all__ = ["CloAttention", "MobileViTAttention"]
+__all__ = ["CloAttention", "EfficientModulation", "MobileViTAttention"]

@@ -2,6 +2,7 @@
 
 from . import cloformer as cloformer
 from . import deit32 as deit32
+from . import efficientmod as efficientmod
 from . import hybrid32 as hybrid32
 from . import mobilevit_wide as mobilevit_wide
 from . import swin32 as swin32
