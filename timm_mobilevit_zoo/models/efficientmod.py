@@ -117,7 +117,7 @@ class MapAttention(nn.Module):
         self.proj = nn.Linear(width, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        H, W, step = x.shape[2], x.shape[3], self.dilation
+        H, W, step = x.shape[2], x.shape[3], self.dilation  # keys: the cells that a map not dilated would have
         qkv = self.qkv(x.permute(0, 2, 3, 1)).unflatten(3, (3, self.num_heads, self.head_dim))
         q, k, v = qkv.permute(3, 0, 4, 1, 2, 5).unbind(0)  # (B, h, H, W, d) each
         k, v = k[:, :, ::step, ::step].flatten(2, 3), v[:, :, ::step, ::step].flatten(2, 3)  # (B, h, M, d)
