@@ -111,17 +111,17 @@ class MapAttention(nn.Module):
         self.head_dim = max(dim // self.num_heads, 32)  # h * d may exceed C
         self.dilation = dilation
         self.fused_attn = use_fused_attn()
-        width = self.num_heads * self.head_dim
-        self.qkv = nn.Linear(dim, 3 * width, bias=False)
+        self.qkv = nn.Linear(dim, 3 * self.num_heads * self.head_dim, bias=False)
         self.attn_drop = nn.Dropout(attn_drop)
-        self.proj = nn.Linear(width, dim)
+        self.proj = nn.Linear(self.num_heads * self.head_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        H, W, step = x.shape[2], x.shape[3], self.dilation  # keys: the cells that a map not dilated would have
+        H, W, step = x.shape[2], x.shape[3], self.dilation
         qkv = self.qkv(x.permute(0, 2, 3, 1)).unflatten(3, (3, self.num_heads, self.head_dim))
-        q, k, v = qkv.permute(3, 0, 4, 1, 2, 5).unbind(0)  # (B, h, H, W, d) each
-        k, v = k[:, :, ::step, ::step].flatten(2, 3), v[:, :, ::step, ::step].flatten(2, 3)  # (B, h, M, d)
-        q = q.flatten(2, 3)  # (B, h, N, d)
+        qkv = qkv.permute(3, 0, 4, 1, 2, 5)  # (3, B, h, H, W, d)
+        # Keys are the cells that a map not dilated has. A copy: or else its strides fix an exported graph's image size.
+        kv = qkv[1:, :, :, ::step, ::step].clone(memory_format=torch.contiguous_format)
+        q, (k, v) = qkv[0].flatten(2, 3), kv.flatten(3, 4).unbind(0)  # (B, h, N, d), (B, h, M, d)
         if self.fused_attn:
             x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
         else:
@@ -165,8 +165,7 @@ class EfficientMod(StagedModel):
     Args:
         embed_dims: Channels of each stage.
         depths: Modulation blocks of each stage.
-        expand_ratio: Width of the hidden layer in every second block of a stage, relative to the channels; in the
-            others, of which one comes first, it is 1.
+        expand_ratio: Width of the hidden layer in a stage's blocks 2, 4, ..., relative to the channels; else it is 1.
         attn_depths: Transformer blocks at the end of each stage.
         attn_mlp_ratios: Width of their MLP's hidden layer, relative to the channels.
         in_chans: Image channels.
