@@ -16,6 +16,7 @@ from timm_mobilevit_zoo import attention
 from timm_mobilevit_zoo.attention import (
     AdditiveTokenMixer,
     CloAttention,
+    EfficientModulation,
     LocalGlobalLocalAttention,
     MobileViTAttention,
     MobileViTv3Block,
@@ -194,6 +195,37 @@ def test_casvit_names_wrong_arguments(arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"dim": 0}, "dim=0 must be a whole number from 1"),
+        ({"expand_ratio": 1.5}, "expand_ratio=1.5 must be a whole number from 1"),
+        ({"kernel_size": 6}, "kernel_size=6 must be odd"),
+        ({"kernel_size": 0}, "kernel_size=0 must be a whole number from 1"),
+        ({"dilation": 0}, "dilation=0 must be a whole number from 1"),
+    ],
+)
+def test_efficient_modulation_names_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        EfficientModulation(**{"dim": 32, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"attn_depths": (1, 2)}, r"attn_depths=\(1, 2\) needs 4 entries, whole numbers from 0, one a stage"),
+        ({"attn_depths": 2}, "attn_depths=2 needs 4 entries"),
+        ({"attn_depths": (0, 0, 1, -1)}, r"attn_depths=\(0, 0, 1, -1\) needs 4 entries, whole numbers from 0"),
+        ({"attn_mlp_ratios": (4, 4, 0, 4)}, r"attn_mlp_ratios=\(4, 4, 0, 4\) needs whole numbers from 1"),
+        ({"depths": (2, 2, 6)}, r"depths=\(2, 2, 6\) needs 4 entries, one a stage"),
+        ({"expand_ratio": 0}, "expand_ratio=0 must be a whole number from 1"),
+    ],
+)
+def test_efficientmod_names_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        timm.create_model("efficientmod_xxs", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         ({"group_splits": (4, 4, 8, 16)}, "group_split=4 must be two counts"),
         ({"group_splits": ((3, 2), (2, 2), (4, 4), (4, 12))}, r"group_split=\(3, 2\) must be two counts"),
         ({"embed_dims": (30, 64, 128, 256)}, "dim=30 must be a multiple of num_heads=4"),
@@ -307,6 +339,36 @@ def test_additive_mixer_computes_its_equations(dilation, size):
     x = torch.randn(2, 12, *size)
     ours = module(x)
     torch.testing.assert_close(ours.double(), additive_mixer_again(module, x), rtol=1e-5, atol=1e-6)
+
+
+def efficient_modulation_again(module, x):
+    """The layer's equations once more, in float64, with einops and windows cut out one by one."""
+    module, x = module.double(), x.double()
+    conv, gelu = module.context_conv, lambda x: x * (1 + torch.erf(x / 2**0.5)) / 2
+
+    def project(layer, x):
+        return torch.einsum("oc,bchw->bohw", layer.weight, x) + layer.bias[:, None, None]
+
+    side, d = conv.kernel_size[0], conv.dilation[0]
+    windows = nn.functional.unfold(project(module.context_in, x), side, d, padding=d * (side // 2))
+    windows = einops.rearrange(windows, "b (c k) (h w) -> b c k h w", k=side * side, h=x.shape[2])
+    mixed = torch.einsum("bckhw,ck->bchw", windows, conv.weight.flatten(1)) + conv.bias[:, None, None]
+    context = project(module.context_out, gelu(mixed))
+    hidden = project(module.fc1, x)
+    hidden = hidden if module.expand_ratio == 1 else gelu(hidden)
+    return project(module.fc2, hidden * einops.repeat(context, "b c h w -> b (r c) h w", r=module.expand_ratio))
+
+
+@pytest.mark.parametrize("expand_ratio", [1, 4])
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("size", [(16, 16), (13, 18), (3, 5), (1, 1)])
+def test_efficient_modulation_computes_its_equations(expand_ratio, dilation, size):
+    torch.manual_seed(0)
+    module = EfficientModulation(12, expand_ratio, 5, dilation).eval()
+    x = torch.randn(2, 12, *size)
+    ours = module(x)
+    theirs = efficient_modulation_again(module, x)
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-6)
 
 
 def mobilevit_attention_again(module, x):

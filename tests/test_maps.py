@@ -27,6 +27,7 @@ from timm_mobilevit_zoo.cli import main
 from timm_mobilevit_zoo.maps import attention_maps, draw, draw_file, rollout
 from timm_mobilevit_zoo.models.cloformer import PooledAttention
 from timm_mobilevit_zoo.models.edgevit import SparseAttention
+from timm_mobilevit_zoo.models.efficientmod import MapAttention
 
 # timm's networks, small images whose sides differ: Swin's need padding, MobileViT's are no multiple of its patches.
 THEIRS = {
@@ -39,6 +40,7 @@ THEIRS = {
 OURS = [name for name in NAMES if "test_a_network_has_maps" not in limits(name)]
 FIRST_OURS = [name for name in FIRST if name in OURS]
 every_network = pytest.mark.parametrize("name", [*OURS, *THEIRS])
+every_other = pytest.mark.parametrize("name", [name for name in NAMES if name not in OURS])
 
 
 def build(name, **kwargs):
@@ -120,8 +122,16 @@ def of_separable(module, x):
     return conv(getattr(module, "qkv_proj", None) or module.qkv, x)[:, :1].softmax(-1)
 
 
+def of_map(module, x):
+    q, k, _ = linear(module.qkv, x.movedim(1, 3)).chunk(3, -1)
+    d = module.head_dim
+    q = einops.rearrange(q, "b y x (h d) -> b h (y x) d", d=d)
+    return softmax(q, einops.rearrange(k[:, :: module.dilation, :: module.dilation], "b y x (h d) -> b h (y x) d", d=d))
+
+
 FORMULAS = {
     "Attention": of_tokens,
+    "MapAttention": of_map,
     "WindowAttention": of_tokens,
     "PooledAttention": of_pooled,
     "SparseAttention": of_sparse,
@@ -172,6 +182,12 @@ def test_rows_are_distributions_and_gates_are_bounded(name):
         else:
             assert values.min() >= 0
             torch.testing.assert_close(values.sum(-1), torch.ones(values.shape[:3]), rtol=1e-5, atol=1e-5)
+
+
+@every_other
+def test_a_network_without_attention_says_so(name):
+    with pytest.raises(ValueError, match="has no attention that timm's convention shows"):
+        attention_maps(build(name), image())
 
 
 def test_shapes_of_the_leading_dimensions():
@@ -550,6 +566,20 @@ def test_sampled_keys_stand_for_their_windows(size, sr_ratio, dilation):
             seen = seen_by(layer, bright(i, j, size).movedim(1, 3))
             expected = torch.zeros(size)
             expected[i : i + window, j : j + window] = 1
+            torch.testing.assert_close(seen, expected)
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("size", [(8, 4), (6, 9), (3, 5)])
+def test_a_dilated_maps_keys_are_the_cells_that_it_kept(size, dilation):
+    layer = MapAttention(8, dilation, 0.0).eval()
+    layer.qkv = nn.Linear(8, len(layer.qkv.weight))  # with a bias, so that queries can be alike
+    stare(layer)
+    for i in range(0, size[0], dilation):
+        for j in range(0, size[1], dilation):
+            seen = seen_by(layer, bright(i, j, size))
+            expected = torch.zeros(size)
+            expected[i : i + dilation, j : j + dilation] = 1
             torch.testing.assert_close(seen, expected)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from .models.cloformer import PooledAttention
 from .models.edgevit import SparseAttention
+from .models.efficientmod import MapAttention
 
 __all__ = ["Layer", "ViT", "find_vit", "locate", "received", "record", "unwrap"]
 
@@ -137,7 +138,7 @@ def _patch_keys(size: Sequence[int], patch: Sequence[int]) -> tuple[Tensor, int,
 
 
 def _pooled_keys(size: Sequence[int], window: int) -> tuple[Tensor, int, int]:
-    """CloFormer, EdgeViT: a key for each window, row by row; the last windows are cut at the edge."""
+    """CloFormer, EdgeViT, and EfficientMod dilated: a key for each window, row by row; the last ones are cut."""
     down, across = (math.ceil(side / window) for side in size)
     return torch.arange(size[0])[:, None] // window * across + torch.arange(size[1]) // window, 1, down * across
 
@@ -147,7 +148,7 @@ def _find_frame(name: str, modules: dict[str, Any]) -> Any:
     module = modules[name]
     is_swin = hasattr(module, "shift_size") and hasattr(module, "window_size")
     is_mobilevit = hasattr(module, "patch_size") and hasattr(module, "transformer")
-    if isinstance(module, (PooledAttention, SparseAttention)) or is_swin or is_mobilevit:
+    if isinstance(module, (PooledAttention, SparseAttention, MapAttention)) or is_swin or is_mobilevit:
         return module
     return _find_frame(name.rpartition(".")[0], modules) if name else None
 
@@ -191,6 +192,8 @@ def locate(layer: Layer, vit: ViT | None, batch: int) -> tuple[Tensor, Tensor] |
         keys, groups, count = _pooled_keys(shape[2:], getattr(frame.pool, "window_size", 1))
     elif isinstance(frame, SparseAttention):
         keys, groups, count = _pooled_keys(shape[1:3], frame.query_step * frame.key_step)
+    elif isinstance(frame, MapAttention):
+        keys, groups, count = _pooled_keys(shape[2:], frame.dilation)
     elif hasattr(frame, "shift_size"):
         keys, groups, count = _window_keys(shape[1:3], to_2tuple(frame.window_size), to_2tuple(frame.shift_size))
     else:

@@ -6,7 +6,15 @@ Each is `Attn(dim, <keywords with defaults>, device=None, dtype=None)`, so it al
 from .models.casvit import AdditiveTokenMixer
 from .models.cloformer import CloAttention
 from .models.edgevit import LocalGlobalLocalAttention
+from .models.efficientmod import EfficientModulation
 from .models.mobilevit_wide import MobileViTAttention
 from .models.mobilevitv3 import MobileViTv3Block
 
-__all__ = ["AdditiveTokenMixer", "CloAttention", "LocalGlobalLocalAttention", "MobileViTAttention", "MobileViTv3Block"]
+__all__ = [
+    "AdditiveTokenMixer",
+    "CloAttention",
+    "EfficientModulation",
+    "LocalGlobalLocalAttention",
+    "MobileViTAttention",
+    "MobileViTv3Block",
+]

@@ -6,6 +6,7 @@ from . import casvit as casvit
 from . import cloformer as cloformer
 from . import deit32 as deit32
 from . import edgevit as edgevit
+from . import efficientmod as efficientmod
 from . import hybrid32 as hybrid32
 from . import mobilevit_wide as mobilevit_wide
 from . import mobilevitv3 as mobilevitv3
