@@ -20,9 +20,9 @@ def norms(model):
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
 
-def seeded(name, **kwargs):
+def seeded(name):
     """With statistics and scales that are not those of a new network, which would hide a mistake."""
-    return seed_weights(create(name, **kwargs))
+    return seed_weights(create(name))
 
 
 def error(ours, theirs):
@@ -66,14 +66,13 @@ def test_outputs_and_levels_are_equal(name):
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert len(norms(fused)) < len(norms(model)) or not norms(model)
     assert fed_by_a_layer(copy.deepcopy(fused), x) == []
-    if norms(model):
-        assert fed_by_a_layer(copy.deepcopy(model), x), "the check sees such norms where they are"
 
 
 @every_staged
 @torch.no_grad()
 def test_a_backbone(name):
-    backbone, x = seeded(name, features_only=True), own_image(name)
+    backbone, x = create(name, features_only=True), own_image(name)
+    backbone.load_state_dict(seeded(name).state_dict(), strict=False)
     fused = fuse(backbone)
     assert len(norms(fused)) < len(norms(backbone)) or not norms(backbone)
     assert fused.feature_info.channels() == backbone.feature_info.channels()
@@ -97,6 +96,8 @@ def test_timms_models(name):
     model, x = seeded(name), torch.rand(2, 3, 96, 64)
     fused = fuse(model)
     assert len(norms(fused)) == THEIRS[name] < len(norms(model))
+    assert fed_by_a_layer(copy.deepcopy(model), x)
+    assert fed_by_a_layer(copy.deepcopy(fused), x) == []
     assert error(fused(x), model(x)) < 1e-5
 
 
