@@ -1,5 +1,6 @@
 """Checkpoints of every kind: those that fit become a folder, the others an error and nothing else."""
 
+import argparse
 import os
 import pickle
 import zipfile
@@ -46,6 +47,7 @@ def test_authors_checkpoints_become_folders(path, tmp_path):
         ("pth", lambda weights: weights),
         ("pt", lambda weights: {"state_dict": weights}),
         ("tar", lambda weights: {"state_dict": {"model": weights}, "optimizer": {"state": {0: torch.ones(2)}}}),
+        ("tar", lambda weights: {"state_dict": weights, "args": argparse.Namespace(lr=0.1)}),  # as timm's train.py does
         ("pth", lambda weights: {f"module.{key}": value for key, value in weights.items()}),
         ("pth", lambda weights: {"model": {f"_orig_mod.module.{key}": value for key, value in weights.items()}}),
     ],

@@ -1,8 +1,10 @@
 """Turn a checkpoint, an author's or a trainer's, into a checked folder of weights."""
 
+import argparse
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,8 @@ WRAPPERS = r"^(?:module\.|_orig_mod\.)+"  # of DataParallel and torch.compile
 def read_checkpoint(file: str | Path, *, ema: bool = False) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint by name, in whatever layout it has.
 
-    Pickles are read without running what they hold (`weights_only=True`).
+    Pickles are read without running what they hold (`weights_only=True`), but for the command line that trainers
+    put beside the weights, an `argparse.Namespace`.
 
     Args:
         file: `.safetensors`, or what `torch.save` wrote: a state dict, bare or below `state_dict`, `model` or the like.
@@ -49,7 +52,8 @@ def read_checkpoint(file: str | Path, *, ema: bool = False) -> dict[str, Tensor]
     else:
         _refuse_bombs(path)
         try:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            with _namespaces_allowed():
+                found = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # truncated, text, foreign pickles: torch has an error for each
             raise ValueError(f"checkpoint={str(path)!r} cannot be read as weights: {_reason(error)}") from None
     if ema:
@@ -63,6 +67,17 @@ def read_checkpoint(file: str | Path, *, ema: bool = False) -> dict[str, Tensor]
     if not tensors:
         raise ValueError(f"checkpoint={str(path)!r} holds no tensors by name")
     return {re.sub(WRAPPERS, "", key): value for key, value in tensors.items()}
+
+
+@contextmanager
+def _namespaces_allowed() -> Iterator[None]:
+    allowed = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals([argparse.Namespace])
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(allowed)
 
 
 def convert(
