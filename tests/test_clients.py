@@ -21,8 +21,10 @@ from zoo import (
     every_first,
     every_fixed,
     every_name,
+    every_size,
     every_staged,
     every_staged_first,
+    every_staged_size,
     image,
     own_image,
     sizes,
@@ -98,7 +100,7 @@ def segments(model, x):
         assert torch.isfinite(model(x)).all()
 
 
-@every_staged
+@every_staged_size
 @pytest.mark.parametrize("build", [unet, fpn, deeplab])
 @pytest.mark.parametrize(("depth", "in_channels"), [(3, 4), (4, 1), (5, 1), (5, 4)])
 def test_smp(name, build, depth, in_channels):
@@ -110,7 +112,7 @@ def test_smp(name, build, depth, in_channels):
     segments(model, x)
 
 
-@every_staged
+@every_staged_size
 @pytest.mark.parametrize("output_stride", [8, 16])
 def test_smp_dilated(name, output_stride):
     model = deeplab(name, 5, encoder_output_stride=output_stride)
@@ -210,7 +212,7 @@ def test_transformers_hidden_states(name):
     assert torch.equal(output.feature_maps[1], output.hidden_states[-1])
 
 
-@every_name
+@every_size
 def test_transformers_wrapper(name, tmp_path):
     model, x = create(name, num_classes=LABELS), own_image(name)
     hub.export(model, tmp_path / "weights", card={"license": "apache-2.0"})

@@ -26,6 +26,7 @@ from zoo import (
     every_first,
     every_fixed,
     every_name,
+    every_size,
     family,
     image,
     limits,
@@ -428,7 +429,7 @@ def test_frozen_batch_norm(name):
 # Compilers and tracers
 
 
-@every_name
+@every_size
 def test_torchscript(name):
     model = create(name)
     scripted, traced = torch.jit.script(model), torch.jit.trace(model, own_image(name), check_trace=False)

@@ -14,7 +14,7 @@ from timm.models._features import FeatureGetterNet
 from timm.optim import create_optimizer_v2
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
-from zoo import classifier_names, classifiers, close, create, every_staged, every_staged_first, image
+from zoo import classifier_names, classifiers, close, create, every_staged, every_staged_first, every_staged_size, image
 
 from timm_mobilevit_zoo.models._staged import Stage, StagedModel
 
@@ -240,7 +240,7 @@ def test_another_output_stride_is_refused(name, output_stride):
 # Any image size
 
 
-@every_staged
+@every_staged_size
 def test_any_image_size(name):
     model, backbone = create(name, num_classes=3), create(name, features_only=True)
     reductions = backbone.feature_info.reduction()
@@ -348,7 +348,7 @@ def test_staged_layer_groups(name):
 # Compilers and tracers
 
 
-@every_staged
+@every_staged_size
 def test_staged_torchscript(name):
     model, x = create(name), image(75, 101)
     scripted = torch.jit.script(model)
