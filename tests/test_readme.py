@@ -1,4 +1,7 @@
-"""Every ```python block of README.md and docs runs as it stands, and prints what its `# -> ` comments say."""
+"""Every ```python block of README.md and docs runs as it stands, and prints what its `# -> ` comments say.
+
+The recipes train: they read STEPS, which is small here, and have to leave the pictures that they name.
+"""
 
 import ast
 import re
@@ -36,9 +39,12 @@ def _no_network(*args, **kwargs):
 def test_block_runs(page, line, code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(socket.socket, "connect", _no_network)
+    monkeypatch.setenv("STEPS", "2")
     exec(compile("\n" * line + code, str(page), "exec"), {"__name__": "__main__"})  # tracebacks show the page's lines
     said = _outputs(code)
     assert not said or capsys.readouterr().out.splitlines() == said
+    for picture in re.findall(r'"(\S+\.png)"', code):
+        assert Path(picture).stat().st_size
 
 
 @pytest.mark.parametrize("page", TRANSLATED, ids=lambda page: page.name)
