@@ -163,6 +163,122 @@ def test_leaves_alone(layers):
     assert error(fused(x), model(x)) < 1e-6
 
 
+class ChannelsFirst(nn.Module):
+    """A layer, its last dimension moved to where a map has its channels, and what comes behind."""
+
+    def __init__(self, layer, rest):
+        super().__init__()
+        self.layer, self.rest = layer, rest
+
+    def forward(self, x):
+        return self.rest(self.layer(x).permute(0, 3, 1, 2))
+
+
+class Optional(nn.Module):
+    """What computes something more where its second argument is left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x, mask=None):
+        x = self.conv(x)
+        return self.norm(x.relu() if mask is None else x)
+
+
+class ReadsWeight(nn.Module):
+    """What uses a convolution's weight beside the convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.norm(self.conv(x)) + self.conv.weight.sum()
+
+
+def hooked():
+    conv = nn.Conv2d(4, 4, 1)
+    conv.register_forward_hook(lambda module, args, out: out.relu())
+    return conv, nn.BatchNorm2d(4)
+
+
+# Where a layer's channels are is not where the norm or the scale has them. All sides are equal: nothing else shows it.
+@pytest.mark.parametrize(
+    "layers",
+    [
+        lambda: (nn.Linear(4, 4), nn.BatchNorm2d(4)),
+        lambda: (nn.Flatten(2), nn.Linear(16, 4), nn.BatchNorm1d(4)),
+        lambda: (nn.Conv2d(4, 4, 1), timm.layers.LayerScale(4, 0.3)),
+        lambda: (nn.Linear(4, 4), timm.layers.LayerScale2d(4, 0.3)),
+        lambda: (ChannelsFirst(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)),),
+        lambda: (ChannelsFirst(nn.Linear(4, 4), timm.layers.LayerScale(4, 0.3)),),
+        lambda: (ReadsWeight(),),
+        hooked,
+    ],
+    ids=[
+        "rows",
+        "tokens",
+        "columns",
+        "scaled rows",
+        "moved convolution",
+        "moved linear",
+        "read",
+        "hook",
+    ],
+)
+@torch.no_grad()
+def test_equal_where_nothing_may_be_folded(layers):
+    model, x = small(*layers()), torch.randn(2, 4, 4, 4)
+    fused = fuse(model)
+    assert [type(module) for module in fused.modules()] == [type(module) for module in model.modules()]
+    assert error(fused(x), model(x)) < 1e-6
+
+
+@torch.no_grad()
+def test_an_argument_left_out_is_left_out_of_the_trace():
+    model, x = seed_weights(Optional()).eval(), torch.randn(2, 4, 4, 4)
+    fused = fuse(model)
+    assert len(norms(fused)) == 1
+    assert error(fused(x), model(x)) < 1e-6
+
+
+@pytest.mark.parametrize("rest", [nn.BatchNorm2d, timm.layers.LayerScale2d])
+@torch.no_grad()
+def test_a_linear_layer_whose_channels_are_moved(rest):
+    model, x = small(ChannelsFirst(nn.Linear(4, 5), rest(5))), torch.randn(2, 4, 4, 4)
+    fused = fuse(model)
+    assert type(fused[0].rest) is nn.Identity
+    assert error(fused(x), model(x)) < 1e-5
+
+
+@torch.no_grad()
+def test_an_old_weight_norm_stays():
+    model, x = small(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)), torch.randn(2, 4, 9, 8)
+    nn.utils.weight_norm(model[0])
+    assert error(fuse(model)(x), model(x)) < 1e-6
+
+
+@pytest.mark.parametrize("before", [False, True])
+@torch.no_grad()
+def test_a_norm_of_another_type(before):
+    conv, norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+    model, x = small(nn.Sequential(norm, conv) if before else nn.Sequential(conv, norm)), torch.randn(2, 4, 9, 8)
+    conv.bfloat16()
+    fused = fuse(model)
+    assert not norms(fused)
+    assert {parameter.dtype for parameter in fused.parameters()} == {torch.bfloat16}
+    assert error(fused(x.bfloat16()), model(x.bfloat16())) < 0.02
+
+
+@every_first
+@torch.no_grad()
+def test_memory_format_is_kept(name):
+    fused = fuse(create(name).to(memory_format=torch.channels_last))
+    maps = [parameter for parameter in fused.parameters() if parameter.dim() == 4]
+    assert all(parameter.is_contiguous(memory_format=torch.channels_last) for parameter in maps)
+
+
 @torch.no_grad()
 def test_tied_weights_stay_apart():
     model = small(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1))

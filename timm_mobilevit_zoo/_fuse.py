@@ -1,7 +1,9 @@
 """An inference copy of a network in which norms and scales are part of the layers beside them."""
 
 import copy
+import inspect
 from collections import Counter
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -32,14 +34,15 @@ _NOTHING = (
 def fuse(model: nn.Module) -> nn.Module:
     """Return a copy for inference in which every norm and scale that can be is folded into a convolution or linear.
 
-    What is folded: a BatchNorm behind a convolution or a linear layer (the algebra is `torch.nn.utils.fusion`'s), a
-    BatchNorm in front of a convolution without padding in the same block, a layer scale, and the scale of CloFormer's
-    gate. Outputs and feature levels are equal up to rounding. The copy is of the same class and answers the same calls;
-    its state dict is another, so it is no place to load weights into, and it is not for training.
+    What is folded: a BatchNorm behind a convolution, or behind a linear layer whose channels are then moved to where a
+    map has them (the algebra is `torch.nn.utils.fusion`'s), a BatchNorm in front of a convolution without padding in
+    the same block, a layer scale, and the scale of CloFormer's gate. Outputs and feature levels are equal up to
+    rounding, where optional arguments of `forward` are left out. The copy is of the same class and answers the same
+    calls; its state dict is another, so it is no place to load weights into, and it is not for training.
 
     Args:
         model: A network in evaluation mode: one of ours, or of timm's. Layers inside modules that timm hides from
-            tracing stay as they are.
+            tracing stay as they are, and so does a layer that has hooks or whose tensors are used outside of it.
 
     Raises:
         ValueError: For a model in training mode, one that is compiled or scripted, or one that torch.fx cannot trace.
@@ -50,8 +53,10 @@ def fuse(model: nn.Module) -> nn.Module:
     if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
         raise ValueError(f"model is a {type(model).__name__}: fuse first, then compile or script what fuse returns")
     fused = copy.deepcopy(model)
+    given = inspect.signature(fused.forward).parameters.items()
+    defaults = {name: each.default for name, each in given if each.default is not each.empty}  # or else they are traced
     try:
-        graph = _Tracer(autowrap_functions=tuple(get_notrace_functions())).trace(fused)
+        graph = _Tracer(autowrap_functions=tuple(get_notrace_functions())).trace(fused, defaults)
     except Exception as error:
         raise ValueError(f"model={type(model).__name__} cannot be traced by torch.fx: {error}") from error
     _Folder(fused, graph).run()
@@ -71,11 +76,12 @@ class _Folder:
         self.modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
         self.nodes = [node for node in graph.nodes if node.op == "call_module"]
         self.calls = Counter(id(self.modules[str(node.target)]) for node in self.nodes)
+        self.read = {id(attrgetter(str(node.target))(model)) for node in graph.nodes if node.op == "get_attr"}
 
     def run(self) -> None:
         for node in self.nodes:
             module = self.modules[str(node.target)]
-            if self.calls[id(module)] > 1 or not node.args:
+            if not self._is_free(module) or not node.args:
                 continue
             if type(module) in _NORMS:
                 self._fold_norm(node, module)
@@ -85,8 +91,7 @@ class _Folder:
     def _fold_norm(self, node: fx.Node, norm: Any) -> None:
         if norm.running_mean is None:  # it takes the batch's own mean
             return
-        behind = self._layer(node.args[0])
-        layer: Any = behind and self.modules[str(behind.target)]
+        behind, layer = self._layer(node.args[0], 1)
         rest: nn.Module = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
         if type(layer) in _CONVS or (type(layer) in _TRANSPOSED and layer.groups == 1):
             self._replace(behind, fuse_conv_bn_eval(layer, norm, transpose=type(layer) in _TRANSPOSED))
@@ -99,24 +104,39 @@ class _Folder:
         self._replace(node, rest)
 
     def _fold_scale(self, node: fx.Node, scale: Any) -> None:
-        behind = self._layer(node.args[0])
-        layer: Any = behind and self.modules[str(behind.target)]
+        channels = {LayerScale: -1, LayerScale2d: 1}.get(type(scale))
+        behind, layer = self._layer(node.args[0], channels)
         if type(layer) in _CONVS or type(layer) is nn.Linear:
             self._replace(behind, _scaled(layer, scale.scale if isinstance(scale, Scale) else scale.gamma))
             self._replace(node, nn.Identity())
 
-    def _layer(self, node: Any) -> Any:
-        """Return the call of a layer whose result nothing else sees, behind steps that leave its channels alone."""
+    def _is_free(self, module: nn.Module) -> bool:
+        """Tell whether nothing but one call sees a module or its tensors; hooks do, and old weight norms are hooks."""
+        tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        hooks = module._forward_hooks or module._forward_pre_hooks
+        return self.calls[id(module)] == 1 and not hooks and not any(id(tensor) in self.read for tensor in tensors)
+
+    def _layer(self, node: Any, channels: int | None) -> tuple[Any, Any]:
+        """Return the call of a layer whose result nothing else sees, and the layer, behind steps that compute nothing.
+
+        `channels` is where its channels must come out: dimension 1, the last one, or None for anywhere.
+        """
+        moved = False  # from the last dimension to dimension 1
         while isinstance(node, fx.Node) and len(node.users) == 1:
             module = self.modules[str(node.target)] if node.op == "call_module" else None
             last_to_first = node.op == "call_method" and node.target == "permute" and node.args[1:] == (0, 3, 1, 2)
-            if isinstance(module, _NOTHING) or last_to_first:
+            if isinstance(module, _NOTHING) or (last_to_first and not moved):
+                moved = moved or last_to_first
                 node = node.args[0]
                 continue
-            fits = module is not None and self.calls[id(module)] == 1
-            # Behind that permutation only a linear layer's channels are where a map's are.
-            return node if fits else None
-        return None
+            if module is None or not self._is_free(module):
+                break
+            if type(module) is nn.Linear:
+                fits = channels in (None, 1 if moved else -1)
+            else:
+                fits = channels is None or (channels == 1 and not moved)
+            return (node, module) if fits else (None, None)
+        return None, None
 
     def _conv_of_same_block(self, norm: fx.Node) -> fx.Node | None:
         """Return the call of a convolution that alone sees a norm's result, not across a level's end."""
@@ -129,7 +149,7 @@ class _Folder:
             if isinstance(module, _NOTHING):
                 continue
             plain = type(module) in _CONVS and module.groups == 1 and not any(module.padding)
-            return node if plain and self.calls[id(module)] == 1 else None
+            return node if plain and self._is_free(module) else None
         return None
 
     def _replace(self, node: fx.Node, module: nn.Module) -> None:
@@ -160,6 +180,7 @@ def _with_norm_before(conv: Any, norm: Any) -> nn.Module:
         shift = (0 if norm.bias is None else norm.bias) - norm.running_mean * scale
         across = (1, -1, *[1] * (conv.weight.dim() - 2))
         bias = (conv.weight * shift.view(across)).flatten(1).sum(1)
-        conv.bias = nn.Parameter(bias if conv.bias is None else conv.bias + bias)
-        conv.weight = nn.Parameter(conv.weight * scale.view(across))
+        bias = bias if conv.bias is None else conv.bias + bias
+        conv.bias = nn.Parameter(bias.to(conv.weight.dtype))  # the norm may be of another type
+        conv.weight = nn.Parameter((conv.weight * scale.view(across)).to(conv.weight.dtype))
     return conv
