@@ -103,6 +103,7 @@ def test_fused_and_plain_kernels_agree(name):
         ({"transformer_dim": 66}, "transformer_dim=66 must be a multiple of num_heads=4"),
         ({"depth": 0}, "depth=0 must be a whole number from 1"),
         ({"patch_size": 2.0}, "patch_size=2.0 must be a whole number from 1"),
+        ({"mlp_ratio": 0}, "mlp_ratio=0 leaves no hidden channel of transformer_dim=64"),
         ({"drop_path": (0.1,)}, r"drop_path=\(0.1,\) must be 2 rates of at least 0 and below 1, one for each block"),
         ({"drop_path": (0.1, 1.0)}, r"drop_path=\(0.1, 1.0\) must be 2 rates"),
     ],

@@ -71,7 +71,7 @@ def read_checkpoint(file: str | Path, *, ema: bool = False) -> dict[str, Tensor]
 
 @contextmanager
 def _namespaces_allowed() -> Iterator[None]:
-    allowed = torch.serialization.get_safe_globals()
+    allowed = list(torch.serialization.get_safe_globals())  # torch 2.4 returns the list that it goes on to extend
     torch.serialization.add_safe_globals([argparse.Namespace])
     try:
         yield

@@ -109,8 +109,8 @@ class MobileViTv3Block(nn.Module):
         dtype: Type of the parameters.
 
     Raises:
-        ValueError: For a size below 1, a `transformer_dim` that the heads do not divide, or rates that are not one for
-            each block.
+        ValueError: For a size below 1, a `transformer_dim` that the heads do not divide, an MLP without hidden
+            channels, or rates that are not one for each block.
     """
 
     def __init__(
@@ -132,6 +132,9 @@ class MobileViTv3Block(nn.Module):
         check_sizes(locals(), ("dim", "transformer_dim", "depth", "num_heads", "patch_size", "dilation"))
         if transformer_dim % num_heads:
             raise ValueError(f"transformer_dim={transformer_dim} must be a multiple of num_heads={num_heads}")
+        hidden = int(mlp_ratio * transformer_dim)
+        if hidden < 1:
+            raise ValueError(f"mlp_ratio={mlp_ratio} leaves no hidden channel of transformer_dim={transformer_dim}")
         rates = drop_path or (0.0,) * depth
         if len(rates) != depth or not all(0 <= rate < 1 for rate in rates):
             raise ValueError(
@@ -143,7 +146,6 @@ class MobileViTv3Block(nn.Module):
         self.separable = separable
         self.conv_kxk = nn.Sequential(*_conv_norm(dim, dim, 3, dilation=dilation, groups=dim, **dd), nn.SiLU())
         self.conv_1x1 = nn.Conv2d(dim, transformer_dim, 1, bias=False, **dd)
-        hidden = int(mlp_ratio * transformer_dim)
         drops: dict[str, Any] = {"attn_drop": attn_drop, "proj_drop": proj_drop}
 
         def block(rate: float) -> TransformerBlock:
