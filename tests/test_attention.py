@@ -100,6 +100,7 @@ def test_fused_and_plain_kernels_agree(name):
     ("arguments", "message"),
     [
         ({"dim": 0}, "dim=0 must be a whole number from 1"),
+        ({"dim": True}, "dim=True must be a whole number from 1"),
         ({"transformer_dim": 66}, "transformer_dim=66 must be a multiple of num_heads=4"),
         ({"depth": 0}, "depth=0 must be a whole number from 1"),
         ({"patch_size": 2.0}, "patch_size=2.0 must be a whole number from 1"),
@@ -436,6 +437,8 @@ def test_mobilevit_attention_is_the_tutorials():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"drop_path": (0.1,)}, r"drop_path=\(0.1,\) must be one rate of at least 0 and below 1"),
+        ({"drop_path": 1}, "drop_path=1 must be one rate"),
         ({"dim": 30}, "dim=30 must be a multiple of num_heads=4"),
         ({"dim": 0}, "dim=0 must be a whole number from 1"),
         ({"num_heads": 0}, "num_heads=0 must be a whole number from 1"),

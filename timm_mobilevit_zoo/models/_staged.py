@@ -95,7 +95,7 @@ def check_levels(variant: str, count: int, features: Mapping[str, Any]) -> None:
 def check_sizes(args: Mapping[str, Any], names: Sequence[str]) -> None:
     """Raise `ValueError`, naming argument and value, for one of `names` that is no whole number from 1."""
     for name in names:
-        if not isinstance(args[name], int) or args[name] < 1:
+        if not isinstance(args[name], int) or isinstance(args[name], bool) or args[name] < 1:
             raise ValueError(f"{name}={args[name]} must be a whole number from 1")
 
 

@@ -146,6 +146,8 @@ class LocalGlobalLocalAttention(nn.Module):
         check_sizes(locals(), ("dim", "num_heads", "sr_ratio", "dilation"))
         if dim % num_heads:
             raise ValueError(f"dim={dim} must be a multiple of num_heads={num_heads}")
+        if not isinstance(drop_path, (int, float)) or not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path={drop_path} must be one rate of at least 0 and below 1")
         mlp_dim = int(dim * mlp_ratio)
         if mlp_dim < 1:
             raise ValueError(f"mlp_ratio={mlp_ratio} leaves no hidden channel of dim={dim}")

@@ -8,10 +8,11 @@ one on MobileViT's network, with its softmax attention, and one on MobileViTv2's
 Paper: MobileViTv3: Mobile-Friendly Vision Transformer with Simple and Effective Fusion of Local, Global and Input
     Features (2022), https://arxiv.org/abs/2209.15159
 
-Written from the paper. The authors' code has a licence that forbids commercial use and claims what is derived from it:
-nobody looked at it for this file, so there is no recording of its outputs and no translation of its checkpoints. What
-shows that this is the paper's network are the parameters and multiply-adds of each variant, and a second forward pass
-of the block, written on its own (tests/test_mobilevitv3.py). There are no published weights of this file.
+Written from the facts of the paper, in part as its readers report them. The authors' code has a licence that forbids
+commercial use and claims what is derived from it: nobody looked at it for this file, so there is no recording of its
+outputs and no translation of its checkpoints. What shows that this is the paper's network are the parameters and
+multiply-adds of each variant, and a second forward pass of the block, written on its own (tests/test_mobilevitv3.py).
+There are no published weights of this file.
 
 What the paper leaves to the networks it changes is as timm has it. A map that the patch does not divide is resized to
 the next multiple for the transformer and back, in both kinds, so any image size works.
@@ -93,7 +94,7 @@ class MobileViTv3Block(nn.Module):
 
     Args:
         dim: Channels `C` of the map.
-        transformer_dim: Width `D` of a token, in channels; a multiple of `num_heads`.
+        transformer_dim: Width `D` of a token, in channels; a multiple of `num_heads` where there are heads.
         depth: Transformer blocks.
         num_heads: Attention heads; separable attention has none.
         mlp_ratio: Width of an MLP's hidden layer, relative to the tokens.
@@ -130,7 +131,7 @@ class MobileViTv3Block(nn.Module):
         dtype: Any = None,
     ) -> None:
         check_sizes(locals(), ("dim", "transformer_dim", "depth", "num_heads", "patch_size", "dilation"))
-        if transformer_dim % num_heads:
+        if transformer_dim % num_heads and not separable:
             raise ValueError(f"transformer_dim={transformer_dim} must be a multiple of num_heads={num_heads}")
         hidden = int(mlp_ratio * transformer_dim)
         if hidden < 1:
