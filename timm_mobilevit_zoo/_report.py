@@ -42,7 +42,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for _, group in groupby(rows, key=lambda row: [row[key] for key in Setting._fields]):
         block = list(group)
         head, machine = block[0], block[0]["machine"]
-        where = machine["gpu"] if head["device"] == "cuda" else f"{machine['cpu']}, {head['threads']} threads"
+        where = machine["gpu"] if head["device"] == "cuda" else f"{machine['cpu']}, threads: {head['threads']}"
         lines = [f"{head['mode']}, {head['img_size']} px, batch {head['batch_size']}, {where}"]
         titles = ["", "ms", "quartiles", "images/s", "MiB", "params (M)", "GMACs", "off by"]
         cells = [[*titles, f"times as fast as {head['against']}"], *map(_cells, block)]
@@ -92,20 +92,26 @@ def draw(rows: Sequence[dict[str, Any]]) -> Any:
     axis = figure.subplots()
     for index, way in enumerate(dict.fromkeys(_way(row) for row in shown)):
         drawn = [(row, top1) for row, top1 in points if _way(row) == way and top1 is not None]
-        if drawn:
-            place = [row["ms"]["median"] for row, _ in drawn], [top1 for _, top1 in drawn]
-            axis.scatter(*place, [40 * row["params_m"] for row, _ in drawn], f"C{index}", alpha=0.5, label=way)
-        for row, top1 in drawn:
-            axis.annotate(row["model"], (row["ms"]["median"], top1), fontsize=8)
+        place = [row["ms"]["median"] for row, _ in drawn], [top1 for _, top1 in drawn]
+        axis.scatter(*place, [40 * row["params_m"] for row, _ in drawn], f"C{index}", alpha=0.5, label=way)
+    best = {row["model"]: (row["ms"]["median"], top1) for row, top1 in sorted(points, key=_slowest_first)}
+    for name, (ms, top1) in best.items():
+        if top1 is not None:  # once a name, at its fastest
+            axis.annotate(name, (ms, top1), xytext=(0, 10), textcoords="offset points", fontsize=8)
     head = shown[0]
-    where = head["machine"]["gpu"] or f"{head['machine']['cpu']}, {head['threads']} threads"
+    where = head["machine"]["gpu"] or f"{head['machine']['cpu']}, threads: {head['threads']}"
     axis.set_xlabel(f"ms a batch of {head['batch_size']} at {head['img_size']} px, measured on {where}")
     axis.set_ylabel("ImageNet-1k top-1 (%), the authors' claim")
     axis.set_title("a marker's area is the number of parameters", fontsize=9)
-    if axis.collections:
-        axis.legend(markerscale=0.5, fontsize=8)
+    axis.set_xlim(0, 1.25 * max((row["ms"]["median"] for row, _ in points), default=1))  # room for names
+    axis.margins(0.15)
+    axis.legend(markerscale=0.5, fontsize=8)
     axis.grid(alpha=0.3)
     return figure
+
+
+def _slowest_first(point: tuple[dict[str, Any], float | None]) -> float:
+    return -point[0]["ms"]["median"]
 
 
 def _way(row: dict[str, Any]) -> str:

@@ -93,11 +93,12 @@ class Runner(NamedTuple):
         return [logits.double(), *([torch.cat([grad.flatten().double() for grad in grads])] if grads else [])]
 
 
-def resolve(name: str) -> Callable[[int], Any]:
+def resolve(name: str, argument: str = "names") -> Callable[[int], Any]:
     """Return what builds a network for a side in pixels.
 
     Args:
         name: A name that timm knows, with or without a tag, or `module:function`; the function takes no arguments.
+        argument: What messages call it.
 
     Raises:
         ValueError: For what is neither, or a function that is not there.
@@ -106,13 +107,13 @@ def resolve(name: str) -> Callable[[int], Any]:
         return lambda img_size: create(name, img_size=img_size)
     module, _, function = name.partition(":")
     if not (module and function):
-        raise ValueError(f"name={name!r} is neither registered nor module:function; see timm.list_models()")
+        raise ValueError(f"{argument}={name!r} is neither registered nor module:function; see timm.list_models()")
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"name={name!r} cannot be imported: {error}") from error
+        raise ValueError(f"{argument}={name!r} cannot be imported: {error}") from error
     if not callable(found):
-        raise ValueError(f"name={name!r} is no function that returns a torch.nn.Module")
+        raise ValueError(f"{argument}={name!r} is no function that returns a torch.nn.Module")
     return lambda img_size: found()
 
 
@@ -154,7 +155,7 @@ def _calibrate(network: nn.Module, img_size: int) -> None:
 
 
 def reference(network: nn.Module, x: Tensor, setting: Setting) -> tuple[list[Tensor], str]:
-    """Return the results of eager mode in float64, or float32 where a network is tied to that, and which type it was."""
+    """Return the results of eager mode in float64, or float32 where a network is tied to that, and which it was."""
     for dtype in (torch.float64, torch.float32):
         twin = copy.deepcopy(network).to(setting.device, dtype)
         try:

@@ -152,8 +152,10 @@ def _check(options: dict[str, Any], device: torch.device) -> None:
     names = [*options["names"], *filter(None, [options["against"]])]
     if not options["names"]:
         raise ValueError("names is empty")
-    for name in names:
+    for name in options["names"]:
         resolve(name)
+    if options["against"]:
+        resolve(options["against"], "against")
     for key in ("batch_size", "img_size", "threads"):
         if any(value < 1 for value in options[key]):
             raise ValueError(f"{key}={' '.join(map(str, options[key]))} must be at least 1 each")
