@@ -1,4 +1,4 @@
-"""`bench`: turns, ratios formed round by round, nothing wrong timed, rows whole. No test looks at how long anything took."""
+"""`bench`: turns, ratios formed round by round, nothing wrong timed, rows whole. How long it took is not asked."""
 
 import json
 import math
@@ -170,6 +170,7 @@ def test_rows_are_whole(tmp_path):
             assert row["reference"] == "float64"
             assert 0 < row["deviation"] < 1e-5
             assert row["memory_mib"] > 0
+            assert row["others"] is None or row["others"] >= 0
     config = json.loads((Path(__file__).parent.parent / "hub_configs" / f"{NAME}.json").read_text())
     assert rows[0]["params_m"] * 1e6 == config["params"]
     assert rows[0]["gmacs"] == pytest.approx(config["gmacs"], abs=5e-4)
@@ -362,7 +363,7 @@ def test_the_picture_has_the_claims(tmp_path):
     assert points.get_offsets().tolist() == [[rows[0]["ms"]["median"], _report.claimed("cloformer_xxs")]]
     assert [text.get_text() for text in axis.texts] == ["cloformer_xxs"]
     assert "the authors' claim" in axis.get_ylabel()
-    with pytest.raises(ValueError, match="^plot='.*' exists; choose another, or overwrite it"):
+    with pytest.raises(ValueError, match=r"^plot='.*' exists; choose another, or overwrite it"):
         bench.bench(["cloformer_xxs"], plot=str(path), **SMALL)
 
 

@@ -98,8 +98,8 @@ def bench(
         `round_ms`, all of them; `images_per_s`; `ratio`, how many times as fast as `against` it is (see `compare`);
         `deviation`, how far its logits are from `reference`'s, as a part of the largest; `memory_mib`, the most that
         torch allocated in a call beyond weights, batch and optimizer; `params_m` and `gmacs`; `moved_mib`, the least
-        that a call moves (weights once, and what goes in and out of convolutions and linear layers once). What could
-        not be measured has `error` instead of times.
+        that a call moves (weights once, and what goes in and out of convolutions and linear layers once); `others`, how
+        many cores other processes kept busy meanwhile. What could not be measured has `error` instead of times.
 
     Raises:
         ValueError: For arguments that cannot work, before anything is measured.
@@ -238,8 +238,11 @@ def _comparison(
             told = str(error).strip().partition("\n")[0]
             row["error"] = told if isinstance(error, ValueError) else f"{type(error).__name__}: {told}"
     bar.set_description("{mode}, {img_size} px, batch {batch_size}".format(**setting._asdict()))
+    before = _busy()
     done, calls = _take_turns([runner.call for runner in runners.values()], setting.device, rounds, seconds, bar)
+    spent, busy, own = (b - a for a, b in zip(before, _busy(), strict=True))
     for place, times, count in zip(runners, done, calls, strict=True):
+        found[place]["others"] = None if math.isnan(busy) else round(max(0.0, busy - own) / spent, 2)
         found[place]["calls"] = count
         found[place]["round_ms"] = [float(f"{1000 * value:.6g}") for value in times]
         found[place]["ms"] = quartiles(found[place]["round_ms"])
@@ -284,6 +287,16 @@ def _take_turns(
     return times, counts
 
 
+def _busy() -> tuple[float, float, float]:
+    """Return seconds: by the clock, those that all cores were busy (NaN where nobody tells), and those that we were."""
+    info = Path("/proc/stat")
+    busy = math.nan
+    if info.is_file():  # user, nice, system, idle, waiting, irq, softirq, stolen; the other columns are in these
+        user, nice, system, _, _, *rest = map(int, info.read_text().split()[1:9])
+        busy = (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
+    return time.perf_counter(), busy, sum(os.times()[:4])
+
+
 def _seconds(call: Callable[[], Any], count: int, device: torch.device) -> float:
     if device.type == "cuda":
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -300,8 +313,7 @@ def _seconds(call: Callable[[], Any], count: int, device: torch.device) -> float
 
 
 def _facts(device: torch.device, backends: Iterable[str]) -> dict[str, Any]:
-    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None  # before we add to it
-    machine: dict[str, Any] = {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.system(), "load": load}
+    machine: dict[str, Any] = {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.system()}
     machine |= {"gpu": None, "copy_gib_s": None}
     if device.type == "cuda":
         machine |= {"gpu": torch.cuda.get_device_name(device), "copy_gib_s": _copy_speed(device)}
