@@ -25,7 +25,7 @@ from timm_mobilevit_zoo._runners import (
 )
 from timm_mobilevit_zoo.cli import main
 
-NAME, SIDE = "vit_nano_patch4_32", 32
+NAME, SIDE = "mobilevit_wide_xxs", 32
 SMALL = {"img_size": (SIDE,), "rounds": 5}
 CPU = torch.device("cpu")
 
@@ -168,7 +168,7 @@ def test_rows_are_whole(tmp_path):
             assert row["images_per_s"] == pytest.approx(1000 * row["batch_size"] / row["ms"]["median"])
             assert len(row["round_ms"]) == 5
             assert row["reference"] == "float64"
-            assert 0 < row["deviation"] < 1e-5
+            assert 0 < row["deviation"] < 1e-4
             assert row["memory_mib"] > 0
             assert row["others"] is None or row["others"] >= 0
     config = json.loads((Path(__file__).parent.parent / "hub_configs" / f"{NAME}.json").read_text())
@@ -347,11 +347,13 @@ def test_bad_arguments_are_named_before_any_work(monkeypatch, message):
         bench.bench(**{"names": [NAME]} | BAD[message])
 
 
-@pytest.mark.parametrize("backend", _runners.EXPORTED)
-def test_a_missing_back_end_names_the_pip_command(monkeypatch, backend):
-    monkeypatch.setitem(sys.modules, backend, None)
-    with pytest.raises(ModuleNotFoundError, match=rf"^{backend} is not installed: pip install '.*\[export\]'"):
-        bench.bench([NAME], backend=(backend,), device="cpu")
+@pytest.mark.parametrize("missing", [*_runners.EXPORTED, "onnx"])
+def test_a_missing_back_end_names_the_pip_command(monkeypatch, missing):
+    for name in {*_runners.EXPORTED, "onnx"} - {missing}:
+        monkeypatch.setitem(sys.modules, name, sys)  # any module
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ModuleNotFoundError, match=rf"^{missing} is not installed: pip install '.*\[export\]'"):
+        bench.bench([NAME], backend=_runners.EXPORTED, device="cpu")
 
 
 def test_the_picture_has_the_claims(tmp_path):

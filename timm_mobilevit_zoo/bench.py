@@ -178,7 +178,7 @@ def _check(options: dict[str, Any], device: torch.device) -> None:
     untrained = [name for name in options["backend"] if name not in ("eager", "compile")]
     if untrained and "train" in options["mode"]:
         raise ValueError(f"backend={untrained[0]} does not train; with mode=train give eager or compile alone")
-    for name in outside:
+    for name in [*outside, *["onnx"] * bool(outside)]:  # torch writes the file by way of onnx
         require(name, "export")
     if options["plot"]:
         endings = require("matplotlib.figure", "viz").Figure().canvas.get_supported_filetypes()
