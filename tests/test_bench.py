@@ -4,7 +4,6 @@ import json
 import math
 import re
 import sys
-from pathlib import Path
 
 import pytest
 import timm
@@ -147,17 +146,17 @@ def test_rows_are_whole(tmp_path):
         backend=("eager", "fuse"),
         batch_size=(1, 2),
         threads=(1, 2),
-        memory_format=("channels_last", "contiguous"),
+        memory_format=("channels_last",),
         output=str(path),
         **SMALL,
     )
     assert json.loads(path.read_text(encoding="utf-8")) == json.loads(json.dumps(rows)) == rows
     assert torch.get_num_threads() == before
-    assert [row["error"] for row in rows] == [None] * len(rows) == [None] * 4 * (1 + 2 * 2 * 2)
+    assert [row["error"] for row in rows] == [None] * len(rows) == [None] * 4 * (1 + 2 * 2)
     assert len({frozenset(row) for row in rows}) == 1
     assert {(row["batch_size"], row["threads"]) for row in rows} == {(1, 1), (1, 2), (2, 1), (2, 2)}
-    for start in range(0, len(rows), 9):
-        first, *others = rows[start : start + 9]
+    for start in range(0, len(rows), 5):
+        first, *others = rows[start : start + 5]
         assert (first["model"], first["backend"], first["memory_format"]) == (NAME, "eager", "channels_last")
         assert first["ratio"] is None
         for row in others:
@@ -171,9 +170,10 @@ def test_rows_are_whole(tmp_path):
             assert 0 < row["deviation"] < 1e-4
             assert row["memory_mib"] > 0
             assert row["others"] is None or row["others"] >= 0
-    config = json.loads((Path(__file__).parent.parent / "hub_configs" / f"{NAME}.json").read_text())
-    assert rows[0]["params_m"] * 1e6 == config["params"]
-    assert rows[0]["gmacs"] == pytest.approx(config["gmacs"], abs=5e-4)
+    with torch.device("meta"):
+        network = timm.create_model(NAME)
+    assert rows[0]["params_m"] * 1e6 == sum(parameter.numel() for parameter in network.parameters())
+    assert rows[0]["gmacs"] == gmacs(network, (3, SIDE, SIDE))
     assert rows[0]["machine"]["cpu"]
     assert rows[0]["versions"]["torch"] == torch.__version__.partition("+")[0]
 
