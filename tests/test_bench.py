@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from timm_mobilevit_zoo import _report, _runners, bench
+from timm_mobilevit_zoo._probe import gmacs
 from timm_mobilevit_zoo._runners import (
     Candidate,
     Runner,
@@ -24,7 +25,7 @@ from timm_mobilevit_zoo._runners import (
 )
 from timm_mobilevit_zoo.cli import main
 
-NAME, SIDE = "mobilevit_wide_xxs", 32
+NAME, SIDE = "mobilevitv3_xxs", 32
 SMALL = {"img_size": (SIDE,), "rounds": 5}
 CPU = torch.device("cpu")
 
@@ -334,7 +335,7 @@ BAD = {
     "backend=openvino is measured on a CPU in fp32": {"backend": ("openvino",), "dtype": ("bf16",)},
     "backend=fuse does not train": {"backend": ("compile", "fuse"), "mode": ("train",)},
     r"plot='plot.doc' must end in one of \..*png": {"plot": "plot.doc"},
-    "plot needs mode=eval and a name whose authors claim": {"plot": "plot.png"},
+    "plot needs mode=eval and a name whose authors claim": {"plot": "plot.png", "names": [own("right")]},
     "output='.*' exists; choose another": {"output": __file__},
     "output='none/rows.json' needs a folder": {"output": "none/rows.json"},
 }
