@@ -139,23 +139,20 @@ def test_a_call_is_timed_alone(monkeypatch):
 
 
 def test_rows_are_whole(tmp_path):
-    before = torch.get_num_threads()
     path = tmp_path / "rows.json"
     rows = bench.bench(
         [NAME, own("right")],
         against=NAME,
         backend=("eager", "fuse"),
         batch_size=(1, 2),
-        threads=(1, 2),
         memory_format=("channels_last",),
         output=str(path),
         **SMALL,
     )
     assert json.loads(path.read_text(encoding="utf-8")) == json.loads(json.dumps(rows)) == rows
-    assert torch.get_num_threads() == before
-    assert [row["error"] for row in rows] == [None] * len(rows) == [None] * 4 * (1 + 2 * 2)
+    assert [row["error"] for row in rows] == [None] * len(rows) == [None] * 2 * (1 + 2 * 2)
     assert len({frozenset(row) for row in rows}) == 1
-    assert {(row["batch_size"], row["threads"]) for row in rows} == {(1, 1), (1, 2), (2, 1), (2, 2)}
+    assert [row["batch_size"] for row in rows] == [1] * 5 + [2] * 5
     for start in range(0, len(rows), 5):
         first, *others = rows[start : start + 5]
         assert (first["model"], first["backend"], first["memory_format"]) == (NAME, "eager", "channels_last")
@@ -177,6 +174,18 @@ def test_rows_are_whole(tmp_path):
     assert rows[0]["gmacs"] == gmacs(network, (3, SIDE, SIDE))
     assert rows[0]["machine"]["cpu"]
     assert rows[0]["versions"]["torch"] == torch.__version__.partition("+")[0]
+
+
+def test_threads_are_set_and_set_back(monkeypatch):
+    def count(candidate, setting, network, x):
+        raise ValueError(f"{torch.get_num_threads()} threads")
+
+    monkeypatch.setattr(bench, "prepare", count)
+    before = torch.get_num_threads()
+    rows = bench.bench([own("right")], threads=(3, 2), **SMALL)
+    assert [(row["threads"], row["error"]) for row in rows] == [(3, "3 threads"), (2, "2 threads")]
+    assert torch.get_num_threads() == before
+    assert bench.bench([own("right")], **SMALL)[0]["threads"] == before
 
 
 def test_a_training_step_and_bfloat16():
