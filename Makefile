@@ -26,9 +26,11 @@ check: $(VENV)/.test
 	$(PY) -m mypy timm_mobilevit_zoo
 	$(PY) -m pylint --disable=all --enable=similarities --min-similarity-lines=8 timm_mobilevit_zoo
 	$(PY) docs/generate.py --check
+	$(PY) docs/benchmarks.py --check
 
 hub table: $(VENV)/.test
 	$(PY) docs/generate.py
+	$(PY) docs/benchmarks.py
 
 docs: $(VENV)/.test
 	$(PY) -m pip install --quiet --editable '.[docs]'

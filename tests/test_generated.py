@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import timm
 from torch import nn
-from zoo import FIRST, create, family
+from zoo import FIRST, create, family, image
 
 from timm_mobilevit_zoo._probe import matches, probe, seed_weights
 
@@ -26,6 +26,7 @@ def load(name):
 
 
 generate, distill_digits, pictures = load("generate"), load("distill_digits"), load("pictures")
+benchmarks, growth = load("benchmarks"), load("growth")
 CONFIGS = sorted((ROOT / "hub_configs").glob("*.json"))
 PUBLISHED = {
     "hub": {
@@ -257,3 +258,76 @@ def test_every_picture_of_the_pages_is_drawn_by_our_code():
     text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "learn").glob("*.md"))
     drawn = {*pictures.PICTURES, distill_digits.PICTURE.stem}
     assert set(re.findall(r"img/([\w-]+)\.png", text)) == drawn == {path.stem for path in pictures.IMAGES.iterdir()}
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """A copy of the page on benchmarks with all measurements, pictures and text."""
+    shutil.copytree(ROOT / benchmarks.FOLDER, tmp_path / benchmarks.FOLDER)
+    shutil.copy(ROOT / benchmarks.PAGE, tmp_path / benchmarks.PAGE)
+    return tmp_path
+
+
+def test_the_benchmarks_are_what_was_measured():
+    assert benchmarks.check() == []
+
+
+def test_what_was_measured_anew_makes_page_and_picture_stale(measured):
+    path = measured / benchmarks.FOLDER / "growth.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    rows[0]["ms"]["median"] *= 1.5
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    (measured / benchmarks.FOLDER / "more.json").write_text("[]", encoding="utf-8")
+    more = f"{benchmarks.FOLDER}/more.json"
+    assert benchmarks.check(measured) == [benchmarks.PAGE, f"{benchmarks.FOLDER}/growth.png", more]
+    benchmarks.write(measured)
+    assert benchmarks.check(measured) == [more]
+    path.unlink()
+    benchmarks.write(measured)
+    assert "Not measured yet." in (measured / benchmarks.PAGE).read_text(encoding="utf-8")
+    page = measured / benchmarks.PAGE
+    page.write_text(page.read_text(encoding="utf-8").replace("<!-- growth:end -->", ""), encoding="utf-8")
+    with pytest.raises(ValueError, match="lacks the lines <!-- growth:begin --> and <!-- growth:end -->"):
+        benchmarks.check(measured)
+
+
+def test_a_busy_machine_is_told():
+    (row, *_), note = benchmarks.measured("growth", ROOT), "these are no measurements"
+    assert note in benchmarks.caption([row | {"others": 2 * benchmarks.BUSY}], "growth")
+    assert note not in benchmarks.caption([row | {"others": 0.0}], "growth")
+
+
+def test_exponents_are_fitted():
+    sizes = (128, 256, 512)
+    assert benchmarks.exponent(sizes, [7 * (side * side) ** 1.5 for side in sizes]) == pytest.approx(1.5)
+    rows = [
+        row | {"img_size": side, "ms": {"median": ms}, "gmacs": side**2, "error": None}
+        for row in benchmarks.measured("growth", ROOT)[:1]
+        for side, ms in ((128, 1.0), (256, 4.0), (512, 64.0))
+    ]
+    line = benchmarks.growth_table(rows, "img_size").splitlines()[-1]
+    assert [cell.strip() for cell in line.split("|")[3:-1]] == ["1.0", "4.0", "64.0", "1.50", "2.00", "1.00"]
+    rows[1] |= {"error": "wrong result"}
+    line = benchmarks.growth_table(rows, "img_size").splitlines()[-1]
+    assert [cell.strip() for cell in line.split("|")[3:-1]] == ["1.0", "error", "64.0", "1.50", "1.50", "1.00"]
+
+
+@pytest.mark.parametrize("size", [128, 512])
+def test_the_pooled_branch_grows_with_the_square_of_the_pixels(size):
+    places = (size // 4) ** 2
+    # Two blocks, two products of 8 channels each: N queries by N / 64 keys.
+    assert benchmarks.attention_gmacs(size)["stage1"] * 1e9 == pytest.approx(2 * 2 * 8 * places**2 / 64)
+
+
+def test_the_share_of_the_memorys_limit():
+    row = {"error": None, "machine": {"copy_gib_s": 1000}, "moved_mib": 1024, "ms": {"median": 4.0}}
+    assert benchmarks.bandwidth_share(row) == pytest.approx(0.25)
+    assert benchmarks.bandwidth_share(row | {"moved_mib": None}) is None
+
+
+@pytest.mark.parametrize("name", ["wide_windows", "first_wide", "first_local", "halved", "pooled_branch"])
+def test_networks_for_large_images_work(name):
+    network = getattr(growth, name)().eval()
+    assert network(image()).shape == (2, 8 if name == "pooled_branch" else 1000)
+    if "wide" in name:
+        network.load_state_dict(create("cloformer_xxs").state_dict())

@@ -1,11 +1,11 @@
-"""Write a file whole or not at all."""
+"""Write a file whole or not at all, and over another one only where that is wanted."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["replacing"]
+__all__ = ["check_free", "replacing"]
 
 
 @contextmanager
@@ -19,3 +19,22 @@ def replacing(path: Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_free(name: str, path: Path, overwrite: bool) -> None:
+    """Refuse a path that cannot be written to, or that is taken.
+
+    Args:
+        name: What the argument is called in messages.
+        path: The file to write.
+        overwrite: A file that exists may be replaced.
+
+    Raises:
+        FileNotFoundError: Where its folder is not there.
+        ValueError: Where it is.
+    """
+    told = f"{name}={str(path)!r}"
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{told} needs a folder that exists; {str(path.parent)!r} does not")
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise ValueError(f"{told} exists; choose another" + ("" if path.is_dir() else ", or overwrite it"))

@@ -140,6 +140,16 @@ def _push(yes: bool, hint: str = "--yes", **args: Any) -> int:
     return 0
 
 
+def _bench(**args: Any) -> int:
+    sys.path.append(os.getcwd())  # for module:function; a console script's path has no working folder
+    from .bench import bench, table
+
+    rows = bench(**args)
+    for line in table(rows).splitlines():
+        _say(line)
+    return 1 if any(row["error"] for row in rows) else 0
+
+
 def _demo(**args: Any) -> int:
     from .demo import demo
 
@@ -159,7 +169,7 @@ def _say(line: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from . import __version__, convert, demo, hub, maps, predict, train
+    from . import __version__, bench, convert, demo, hub, maps, predict, train
 
     parser = argparse.ArgumentParser(
         prog="timm-mobilevit-zoo", description="Light-weight vision transformers for timm."
@@ -198,6 +208,8 @@ def _parser() -> argparse.ArgumentParser:
     one = _add_command(commands, "pull", _pull, hub.pull)
     _add_options(one, hub.pull, leave_out=("cache_dir", "token"))
 
+    _add_options(_add_command(commands, "bench", _bench, bench.bench), bench.bench)
+
     _add_options(_add_command(commands, "demo", _demo, demo.demo), demo.demo)
 
     run = commands.add_parser("run", help="Run a script, one of timm's for example, with the zoo's models registered.")
@@ -229,11 +241,15 @@ def _add_options(parser: Any, function: Callable[..., Any], leave_out: Sequence[
         if get_origin(kind) in (Union, UnionType):  # Python 3.10 turns `int | None = None` into the former
             kind = next(one for one in get_args(kind) if one is not NoneType)
         required = parameter.default is parameter.empty
+        several: dict[str, Any] = {}
+        if get_origin(kind) is Sequence:
+            kind, several = get_args(kind)[0], {"nargs": "+"}
+            text += f" (default: {' '.join(map(str, parameter.default))})" if not required and parameter.default else ""
         if required and parameter.kind is not parameter.KEYWORD_ONLY:
-            parser.add_argument(name, metavar=name.upper(), help=text)
+            parser.add_argument(name, metavar=name.upper().removesuffix("S" if several else ""), help=text, **several)
             continue
         flags = [*filter(None, [SHORT.get(name)]), "--" + name.replace("_", "-")]
-        options: dict[str, Any] = {"dest": name, "help": text}
+        options: dict[str, Any] = {"dest": name, "help": text, **several}
         if kind is bool:
             options |= {"action": argparse.BooleanOptionalAction, "default": parameter.default}
         else:
@@ -244,7 +260,7 @@ def _add_options(parser: Any, function: Callable[..., Any], leave_out: Sequence[
                 options |= {"type": get_args(kind)[0], "nargs": len(get_args(kind)), "metavar": "X"}
             else:
                 options |= {"type": kind, "metavar": "X" if kind is float else "N" if kind is int else "NAME"}
-            if required or parameter.default in (None, ""):
+            if required or several or parameter.default in (None, ""):
                 options["default"] = argparse.SUPPRESS  # the function's own default; none worth printing
         parser.add_argument(*flags, **options)
 

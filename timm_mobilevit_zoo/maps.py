@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ._data import read_image
 from ._extras import require
-from ._files import replacing
+from ._files import check_free, replacing
 from ._layers import Layer, find_vit, locate, received, record, unwrap
 from .predict import load, weights_from
 
@@ -125,10 +125,7 @@ def draw_file(
         raise ValueError(
             f"output={output!r} must end in one of {', '.join('.' + ending for ending in sorted(endings))}"
         )
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"output={output!r} needs a folder that exists; {str(target.parent)!r} does not")
-    if target.is_dir() or (target.exists() and not overwrite):
-        raise ValueError(f"output={output!r} exists; choose another" + ("" if target.is_dir() else ", or overwrite it"))
+    check_free("output", target, overwrite)
     for name, path in (("image", image), ("checkpoint", checkpoint)):
         if path and not Path(path).is_file():
             raise FileNotFoundError(f"{name}={path!r} is no file")
