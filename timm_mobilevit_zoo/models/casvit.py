@@ -27,9 +27,7 @@ from typing import Any
 from timm.layers import DropPath, calculate_drop_path_rates
 from torch import Tensor, nn
 
-from timm_mobilevit_zoo._names import register_model
-
-from ._cfg import imagenet_cfg, pinned_default_cfgs
+from ._cfg import imagenet_cfg, pinned_default_cfgs, register_model
 from ._staged import Stage, StagedModel, build_staged, check_args, check_sizes, dilations
 
 __all__ = ["AdditiveTokenMixer", "CASViT"]

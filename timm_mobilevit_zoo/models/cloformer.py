@@ -30,9 +30,7 @@ from timm.layers import DropPath, calculate_drop_path_rates, use_fused_attn
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from timm_mobilevit_zoo._names import register_model
-
-from ._cfg import imagenet_cfg, pinned_default_cfgs
+from ._cfg import imagenet_cfg, pinned_default_cfgs, register_model
 from ._staged import Stage, StagedModel, build_staged, check_args, check_sizes, dilations
 
 __all__ = ["CloAttention", "CloFormer"]

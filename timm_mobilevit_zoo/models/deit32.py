@@ -20,9 +20,7 @@ from typing import Any
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import checkpoint_filter_fn
 
-from timm_mobilevit_zoo._names import register_model
-
-from ._cfg import pinned_default_cfgs
+from ._cfg import pinned_default_cfgs, register_model
 from ._sized import VIT_LIMITS, build_sized, cifar_cfg
 
 __all__: list[str] = []

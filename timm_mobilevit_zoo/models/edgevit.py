@@ -27,9 +27,7 @@ from timm.layers import DropPath, LayerNorm2d, Mlp, calculate_drop_path_rates, u
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from timm_mobilevit_zoo._names import register_model
-
-from ._cfg import imagenet_cfg, pinned_default_cfgs
+from ._cfg import imagenet_cfg, pinned_default_cfgs, register_model
 from ._staged import Stage, StagedModel, build_staged, check_args, check_sizes, dilations
 
 __all__ = ["EdgeViT", "LocalGlobalLocalAttention"]
@@ -275,9 +273,7 @@ _cfg = partial(
     paper_name="EdgeViTs: Competing Light-weight CNNs on Mobile Devices with Vision Transformers",
     origin_url=_CODE,
 )
-default_cfgs = pinned_default_cfgs(
-    {"edgevit_xxs.untrained": _cfg(), "edgevit_xs.untrained": _cfg(), "edgevit_s.untrained": _cfg()}
-)
+default_cfgs = pinned_default_cfgs({f"{name}.untrained": _cfg() for name in published_top1})
 _create = partial(build_staged, EdgeViT, checkpoint_filter_fn, stem_level=False)
 
 

@@ -25,14 +25,11 @@ from timm.layers import DropPath, LayerNorm2d, LayerScale2d, Mlp, calculate_drop
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from timm_mobilevit_zoo._names import register_model
-
-from ._cfg import imagenet_cfg, pinned_default_cfgs
+from ._cfg import imagenet_cfg, pinned_default_cfgs, register_model
 from ._staged import Stage, StagedModel, build_staged, check_args, check_sizes, dilations
 
 __all__ = ["EfficientMod", "EfficientModulation"]
 
-# What tests ask of every model and one cannot do: the test's name, with the reason.
 limits = {"test_a_network_has_maps[efficientmod_s_conv]": "it has no attention: modulation has no softmax"}
 
 _norm = partial(LayerNorm2d, eps=1e-5)
@@ -269,7 +266,6 @@ _cfg = imagenet_cfg(
     origin_url=_CODE,
 )
 default_cfgs = pinned_default_cfgs({f"{name}.untrained": _cfg for name in published_top1})
-
 _create = partial(build_staged, EfficientMod, checkpoint_filter_fn, stem_level=False)
 
 

@@ -23,9 +23,7 @@ from timm.layers import HybridEmbed
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
-from timm_mobilevit_zoo._names import register_model
-
-from ._cfg import pinned_default_cfgs
+from ._cfg import pinned_default_cfgs, register_model
 from ._sized import VIT_LIMITS, build_sized, cifar_cfg
 
 __all__: list[str] = []

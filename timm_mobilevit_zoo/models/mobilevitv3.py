@@ -27,10 +27,8 @@ import torch
 from timm.layers import Attention, ConvMlp, DropPath, Mlp, calculate_drop_path_rates
 from torch import Tensor, nn
 
-from timm_mobilevit_zoo._names import register_model
-
 from ._blocks import fold, unfold
-from ._cfg import imagenet_cfg, pinned_default_cfgs
+from ._cfg import imagenet_cfg, pinned_default_cfgs, register_model
 from ._staged import Stage, StagedModel, build_staged, check_args, check_sizes, dilations
 
 __all__ = ["MobileViTv3", "MobileViTv3Block"]

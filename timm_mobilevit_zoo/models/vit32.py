@@ -34,9 +34,7 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer import checkpoint_filter_fn as timm_filter_fn
 from torch import Tensor
 
-from timm_mobilevit_zoo._names import register_model
-
-from ._cfg import pinned_default_cfgs
+from ._cfg import pinned_default_cfgs, register_model
 from ._sized import VIT_LIMITS, build_sized, cifar_cfg
 
 __all__: list[str] = []
