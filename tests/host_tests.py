@@ -24,8 +24,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-
-import timm_mobilevit_zoo
+from zoo import EVERY_SIZE, FIRST, NAMES
 
 CACHE = Path(__file__).resolve().parent.parent / ".host-tests"
 REQUIRED = {  # of every timm; test_prune_intermediate_layers_contract and FIXED_LIST where it has them
@@ -158,19 +157,19 @@ def run(tests: Path, host: HostTests) -> int:
 def main() -> int:
     """Run what the command line asks for, print the counts and return the exit status."""
     parser = argparse.ArgumentParser(description="Run timm's own per-model tests on the models of this package.")
-    parser.add_argument("globs", nargs="*", metavar="GLOB", help="names of models (default: all)")
+    default = "one size of each family, all with EVERY_SIZE=1"
+    parser.add_argument("globs", nargs="*", metavar="GLOB", help=f"names of models (default: {default})")
     parser.add_argument("--timm-src", type=Path, metavar="DIR", help="a checkout or unpacked source of timm")
     args = parser.parse_args()
 
     installed = importlib.metadata.distribution("timm")
     if Path(timm.__file__).resolve().parent != Path(str(installed.locate_file("timm"))).resolve():
         sys.exit(f"{timm.__file__} hides the installed timm {installed.version}")
-    ours = [
-        n for n in timm.list_models() if timm.model_entrypoint(n).__module__.startswith(timm_mobilevit_zoo.__name__)
-    ]
-    names = [n for n in ours if not args.globs or any(fnmatch(n, glob) for glob in args.globs)]
+    names = [name for name in NAMES if any(fnmatch(name, glob) for glob in args.globs)]
+    if not args.globs:
+        names = NAMES if EVERY_SIZE else FIRST
     if not names:
-        sys.exit(f"none of {ours} matches {args.globs}")
+        sys.exit(f"none of {NAMES} matches {args.globs}")
     source = args.timm_src or unpack_tests(installed.version)
     host = HostTests(names)
     status = run(source / "tests", host)

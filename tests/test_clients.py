@@ -20,9 +20,7 @@ from zoo import (
     create,
     every_first,
     every_fixed,
-    every_name,
     every_size,
-    every_staged,
     every_staged_first,
     every_staged_size,
     image,
@@ -124,7 +122,7 @@ def test_smp_dilated(name, output_stride):
     segments(model, even_image(name))
 
 
-@every_staged
+@every_staged_size
 def test_smp_of_an_odd_image(name):
     model, whole, x = unet(name, 5), create(name), image(75, 101)
     model.encoder.model.load_state_dict(whole.state_dict(), strict=False)
@@ -179,7 +177,7 @@ def answers(model, x, **kwargs):
     return output.logits if "logits" in output else output.masks_queries_logits
 
 
-@every_name
+@every_size
 def test_transformers_backbone(name):
     x, count, whole = own_image(name), num_levels(name), create(name)
     levels = whole.forward_intermediates(x, intermediates_only=True)
@@ -203,7 +201,7 @@ def test_transformers_backbone(name):
     learns(backbone, backbone, lambda: sum(m.square().mean() for m in backbone(x).feature_maps))
 
 
-@every_staged
+@every_staged_size
 def test_transformers_hidden_states(name):
     backbone = timm_backbone(name, out_indices=[0, -1])
     output = backbone(own_image(name), output_hidden_states=True)
@@ -232,7 +230,7 @@ def test_transformers_wrapper(name, tmp_path):
     close(half.eval()(x.bfloat16()).logits.float(), wrapper(x).logits, 0.1)
 
 
-@every_name
+@every_size
 def test_detr_freezes_the_norms(name):
     model, x = create(name), own_image(name)
     for module in model.modules():
@@ -246,7 +244,7 @@ def test_detr_freezes_the_norms(name):
     close(model(x), expected, 1e-4)
 
 
-@every_name
+@every_size
 def test_detr(name):
     model = client(transformers.DetrForObjectDetection, name, [-1], **DETR)
     for size in sizes(name):
@@ -256,7 +254,7 @@ def test_detr(name):
     assert torch.isfinite(answers(model.bfloat16(), x.bfloat16())).all()
 
 
-@every_name
+@every_size
 def test_detr_reloads(name, tmp_path):
     model, x = client(transformers.DetrForObjectDetection, name, [-1], **DETR), own_image(name)
     model.save_pretrained(tmp_path)
@@ -268,14 +266,14 @@ def test_detr_reloads(name, tmp_path):
         close(answers(again, x), answers(model, x))
 
 
-@every_name
+@every_size
 def test_detr_wants_a_level_too_many(name):
     count = num_levels(name)
     with pytest.raises(ValueError, match=f"{name} has {count} levels; choose from 0 to {count - 1}"):
         client(transformers.DetrForObjectDetection, name, [1, 2, count], **DETR)
 
 
-@every_name
+@every_size
 def test_upernet(name, tmp_path):
     indices = list(range(num_levels(name)))[-4:]
     heads = dict(hidden_size=WIDTH, auxiliary_channels=8, use_auxiliary_head=len(indices) > 2, num_labels=LABELS)
@@ -342,7 +340,7 @@ class Neck(nn.Module):
         return self.fpn(OrderedDict((str(i), level) for i, level in enumerate(self.body(x))))
 
 
-@every_name
+@every_size
 @pytest.mark.parametrize("detector", [RetinaNet, FasterRCNN])
 def test_torchvision_detectors(name, detector):
     torch.manual_seed(0)
@@ -366,7 +364,7 @@ def test_torchvision_detectors(name, detector):
 # Explanations
 
 
-@every_staged
+@every_staged_size
 def test_captum_heat_map(name):
     model, x = create(name, num_classes=5), image(75, 101)
     cells = LayerGradCam(model, model.stage4).attribute(x, target=1)

@@ -18,6 +18,7 @@ from timm.models import group_parameters, save_for_hf
 from timm.optim import create_optimizer_v2
 from torch import nn
 from zoo import (
+    EVERY_SIZE,
     NAMES,
     classifier_names,
     classifiers,
@@ -177,7 +178,7 @@ def test_backbone_is_forward_intermediates(name, feature_cls):
     assert sides == [tuple(level.shape[2:]) for level in levels]
 
 
-@every_name
+@every_size
 @pytest.mark.parametrize("out_indices", [1, 2, (0,), (1,), (-1,), (-2, -1), (0, 2)])
 def test_out_indices_of_any_backbone(name, out_indices):
     model, x = create(name, features_only=True, out_indices=out_indices), own_image(name)
@@ -439,7 +440,7 @@ def test_torchscript(name):
         close(traced(x), model(x))
 
 
-@every_name
+@every_size
 def test_torchscript_of_a_backbone(name):
     backbone, x = create(name, features_only=True), own_image(name)
     for level, expected in zip(torch.jit.script(backbone)(x), backbone(x), strict=True):
@@ -457,7 +458,7 @@ def test_fx(name):
 
 
 @every_first
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [False, True] if EVERY_SIZE else [False])
 def test_export(name, strict):
     model, x = create(name), own_image(name)
     fixed = torch.export.export(model, (x[:1],), strict=strict).module()

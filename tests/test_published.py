@@ -14,7 +14,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from timm.layers.format import Format, nhwc_to
-from zoo import FIRST, close, create, every_first, own_image
+from zoo import KINDS, close, create, every_kind, own_image
 
 from timm_mobilevit_zoo import _published, hub
 from timm_mobilevit_zoo._probe import seed_weights
@@ -28,7 +28,7 @@ HUB_ID = f"{REPO}@{REVISION}"
 def folders(tmp_path_factory):
     """Folders of weights by name; no model starts with such weights."""
     root = tmp_path_factory.mktemp("published")
-    for name in FIRST:
+    for name in KINDS:
         hub.export(seed_weights(create(name)), root / name, card={"license": "mit"})
     return root
 
@@ -83,7 +83,7 @@ def heads(model):
     return [f"{name}." for name in ([names] if isinstance(names, str) else names)]
 
 
-@every_first
+@every_kind
 def test_a_name_loads_bit_for_bit(name, fetched, weights):
     assert not equal(create(name), weights)
     assert equal(create(name, pretrained=True), weights)
@@ -95,7 +95,7 @@ def test_a_name_loads_bit_for_bit(name, fetched, weights):
     assert fetched == [None, None, "elsewhere", None, None]
 
 
-@every_first
+@every_kind
 def test_nothing_is_fetched_unasked(name, fetched):
     create(name)
     create(name, features_only=True, pretrained_cfg_overlay={"hf_hub_id": HUB_ID})
@@ -104,7 +104,7 @@ def test_nothing_is_fetched_unasked(name, fetched):
     assert not fetched
 
 
-@every_first
+@every_kind
 def test_a_backbone_has_the_features_of_the_model(name, fetched, weights):
     model, x = create(name), own_image(name)
     model.load_state_dict(weights)
@@ -119,7 +119,7 @@ def test_a_backbone_has_the_features_of_the_model(name, fetched, weights):
     assert len(fetched) == 2
 
 
-@every_first
+@every_kind
 def test_other_classes_keep_the_rest(name, fetched, weights):
     for num_classes in (7, 0):
         model = create(name, pretrained=True, num_classes=num_classes)
@@ -131,7 +131,7 @@ def test_other_classes_keep_the_rest(name, fetched, weights):
     assert len(fetched) == 2
 
 
-@every_first
+@every_kind
 def test_other_channels_are_adapted(name, fetched, weights):
     model = create(name, pretrained=True, in_chans=1)
     first = f"{model.pretrained_cfg['first_conv']}.weight"
@@ -140,7 +140,7 @@ def test_other_channels_are_adapted(name, fetched, weights):
     assert len(fetched) == 1
 
 
-@every_first
+@every_kind
 @pytest.mark.parametrize("source", ["file", "url", "state_dict"])
 def test_another_source_wins(name, source, fetched, weights, tmp_path):
     other = create(name).state_dict()
@@ -159,7 +159,7 @@ def test_another_source_wins(name, source, fetched, weights, tmp_path):
     assert not fetched
 
 
-@every_first
+@every_kind
 @pytest.mark.parametrize("hub_id", [REPO, f"{REPO}@main", f"{REPO}@{'1' * 40}", f"other/weights@{REVISION}"])
 def test_only_the_pinned_commit_is_pinned(name, hub_id, fetched, monkeypatch):
     asked = []
@@ -175,7 +175,7 @@ def test_only_the_pinned_commit_is_pinned(name, hub_id, fetched, monkeypatch):
     assert not fetched
 
 
-@every_first
+@every_kind
 @pytest.mark.parametrize("kwargs", [{}, {"features_only": True}, {"features_only": True, "feature_cls": "getter"}])
 def test_a_model_knows_its_repository_and_no_path(name, kwargs, folders, fetched):
     overlay = {"crop_pct": 1.0}
@@ -188,7 +188,7 @@ def test_a_model_knows_its_repository_and_no_path(name, kwargs, folders, fetched
     assert not [key for key, module in model.named_modules() if str(folders) in repr(vars(module))]
 
 
-@every_first
+@every_kind
 def test_files_that_do_not_fit_are_refused(name, fetched, folders, weights, monkeypatch, tmp_path):
     weights.pop(next(key for key in weights if not key.startswith(tuple(heads(create(name))))))
     save_file(weights, tmp_path / "model.safetensors")
@@ -198,7 +198,7 @@ def test_files_that_do_not_fit_are_refused(name, fetched, folders, weights, monk
             create(name, pretrained=True, **kwargs)
 
 
-@every_first
+@every_kind
 def test_a_failed_download_loads_nothing(name, fetched, monkeypatch):
     def fetch(*args, **kwargs):
         raise ValueError("model.safetensors: another sha256")
@@ -237,7 +237,7 @@ def test_a_package_with_published_weights(folders, tmp_path, layout):
     for path in configs.iterdir():
         path.write_text(json.dumps(json.loads(path.read_text()) | {"hub": {}}))
     by_digest = {}
-    for name in FIRST:
+    for name in KINDS:
         file, config = hub_config(name, folders / name)
         (configs / file).write_text(json.dumps(config))
         by_digest[config["hub"]["sha256"]["model.safetensors"]] = str(folders / name)
@@ -247,7 +247,7 @@ def test_a_package_with_published_weights(folders, tmp_path, layout):
         f"    return Path({by_digest!r}[sha256['model.safetensors']])\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", FRESH, json.dumps([str(folders), FIRST]), str(tmp_path)],
+        [sys.executable, "-c", FRESH, json.dumps([str(folders), KINDS]), str(tmp_path)],
         capture_output=True,
         text=True,
         timeout=240,

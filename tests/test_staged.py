@@ -14,7 +14,17 @@ from timm.models._features import FeatureGetterNet
 from timm.optim import create_optimizer_v2
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
-from zoo import classifier_names, classifiers, close, create, every_staged, every_staged_first, every_staged_size, image
+from zoo import (
+    EVERY_SIZE,
+    classifier_names,
+    classifiers,
+    close,
+    create,
+    every_staged,
+    every_staged_first,
+    every_staged_size,
+    image,
+)
 
 from timm_mobilevit_zoo.models._staged import Stage, StagedModel
 
@@ -361,7 +371,7 @@ def test_staged_torchscript(name):
         scripted(image(chans=1))
 
 
-@every_staged
+@every_staged_size
 def test_staged_fx(name):
     model, x = create(name), image(75, 101)
     traced = torch.fx.symbolic_trace(model)
@@ -374,7 +384,7 @@ def test_staged_fx(name):
 
 
 @every_staged_first
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [False, True] if EVERY_SIZE else [False])
 def test_staged_export(name, strict):
     model = create(name)
     shapes, sizes = {0: torch.export.Dim("b", max=16)}, [(75, 101)]

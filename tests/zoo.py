@@ -46,6 +46,10 @@ STAGED = [name for name in NAMES if any(issubclass(layer, StagedModel) for layer
 FIXED = [name for name in NAMES if timm.get_pretrained_cfg(name).fixed_input_size]
 
 
+# What lies around the networks asks for one of our own classes and one of timm's.
+KINDS = [next(name for name in FIRST if name in STAGED), next(name for name in FIRST if name in FIXED)]
+
+
 def limits(name):
     """What the file of a model says that it cannot do: the names of tests, each with the reason.
 
@@ -69,8 +73,10 @@ def _decorator(names):
 # Decorators. A test must fail for a model whose file declares it as a limit, so that no limit outlives its reason.
 every_name, every_first, every_staged, every_fixed = map(_decorator, (NAMES, FIRST, STAGED, FIXED))
 every_staged_first = _decorator([name for name in FIRST if name in STAGED])
+every_kind = _decorator(KINDS)
 # The slowest checks repeat themselves for the sizes of a family: these take all of them with EVERY_SIZE=1 only.
-_SIZES = NAMES if os.environ.get("EVERY_SIZE") == "1" else FIRST
+EVERY_SIZE = os.environ.get("EVERY_SIZE") == "1"
+_SIZES = NAMES if EVERY_SIZE else FIRST
 every_size, every_staged_size = _decorator(_SIZES), _decorator([name for name in _SIZES if name in STAGED])
 
 
