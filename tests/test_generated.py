@@ -255,8 +255,9 @@ def test_a_mobilevit_block_reaches_what_its_page_says():
 
 
 def test_every_picture_of_the_pages_is_drawn_by_our_code():
-    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "learn").glob("*.md"))
-    drawn = {*pictures.PICTURES, distill_digits.PICTURE.stem}
+    pages = [page for folder in ("learn", "recipes") for page in (ROOT / "docs" / folder).glob("*.md")]
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
+    drawn = {*pictures.PICTURES, distill_digits.PICTURE.stem, *re.findall(r'savefig\("([\w-]+)\.png"', text)}
     assert set(re.findall(r"img/([\w-]+)\.png", text)) == drawn == {path.stem for path in pictures.IMAGES.iterdir()}
 
 
