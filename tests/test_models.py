@@ -24,13 +24,13 @@ from zoo import (
     classifiers,
     close,
     create,
+    declared,
     every_first,
     every_fixed,
     every_name,
     every_size,
     family,
     image,
-    limits,
     own_image,
     sizes,
 )
@@ -64,8 +64,10 @@ def test_class_is_ours_or_one_of_timms(name):
 def test_limits_name_tests():
     text = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
     for name in NAMES:
-        for test, reason in limits(name).items():
+        for limit, reason in declared(name).items():
+            test, _, model = limit.removesuffix("]").partition("[")
             assert f"def {test}(" in text
+            assert not model or family(model) == family(name)
             assert reason
 
 

@@ -55,8 +55,13 @@ def limits(name):
 
     What holds for one model of the file only has the model's name behind the test's, in brackets.
     """
-    told = getattr(importlib.import_module(family(name)), "limits", {})
-    return {test.removesuffix(f"[{name}]"): reason for test, reason in told.items()}
+    told = [(*test.partition("["), reason) for test, reason in declared(name).items()]
+    return {test: reason for test, bracket, model, reason in told if not bracket or model == f"{name}]"}
+
+
+def declared(name):
+    """All that the file of a model declares as limits."""
+    return getattr(importlib.import_module(family(name)), "limits", {})
 
 
 def _decorator(names):
