@@ -199,6 +199,10 @@ def growth_figure(rows: Sequence[dict[str, Any]]) -> Any:
 
 # What the page has: a block a file of measurements, how it is told, and how it is drawn.
 BLOCKS: dict[str, Any] = {
+    "authors_xxs": speed_tables,
+    "authors_s": speed_tables,
+    "authors_xxs_train": speed_tables,
+    "authors_s_train": speed_tables,
     "cpu_eval": speed_tables,
     "cpu_train": speed_tables,
     "growth": lambda rows: growth_table(rows, "img_size"),

@@ -287,6 +287,118 @@ def test_tied_weights_stay_apart():
     assert error(fuse(model)(x), model(x)) < 1e-6
 
 
+def packed(model):
+    return [module for module in model.modules() if type(module).__module__.endswith("._prepack")]
+
+
+@every_name
+@torch.no_grad()
+def test_prepacked_outputs_and_levels_are_equal(name):
+    model, x = seeded(name), own_image(name)
+    before = copy.deepcopy(model.state_dict())
+    fused = fuse(model, prepack=True)
+    assert type(fused) is type(model)
+    assert packed(fused)
+    assert not [m for m in fused.modules() if type(m) is nn.Conv2d], "every convolution"
+    assert error(fused(x), model(x)) < 1e-5
+    levels = [network.forward_intermediates(x, intermediates_only=True) for network in (fused, model)]
+    assert all(error(ours, theirs) < 1e-5 for ours, theirs in zip(*levels, strict=True))
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert not fused(x.requires_grad_()).requires_grad
+
+
+@pytest.mark.parametrize("name", THEIRS)
+@torch.no_grad()
+def test_prepacked_models_of_timms(name):
+    model, x = seeded(name), torch.rand(2, 3, 96, 64)
+    assert error(fuse(model, prepack=True)(x), model(x)) < 1e-5
+
+
+PACKED_ACTS = [nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, lambda: nn.GELU("tanh"), nn.Sigmoid, nn.Tanh, nn.Hardswish]
+
+
+@pytest.mark.parametrize("act", PACKED_ACTS)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: nn.Conv2d(4, 4, 1),
+        lambda: nn.Conv2d(4, 4, (3, 2), 2, 1, (1, 2), groups=2, bias=False),
+        lambda: nn.Linear(8, 4),
+        lambda: nn.Linear(8, 4, bias=False),
+    ],
+    ids=["1x1", "grouped", "linear", "no bias"],
+)
+@torch.no_grad()
+def test_activations_are_packed(layer, act):
+    model, x = small(nn.Sequential(layer(), nn.Dropout(0.5), act())), 9 * torch.randn(2, 4, 9, 8)
+    fused = fuse(model, prepack=True)
+    assert [type(module) for module in fused[0][1:]] == [nn.Identity if i else nn.Dropout for i in range(2)]
+    assert error(fused(x), model(x)) < 1e-5
+
+
+def shared_act():
+    act = nn.ReLU()
+    return nn.Sequential(nn.Conv2d(4, 4, 1), act, nn.Conv2d(4, 4, 1), act)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        lambda: (shared_act(),),
+        lambda: (nn.Conv2d(4, 4, 1), nn.ReLU()),
+        lambda: (nn.Sequential(nn.Conv2d(4, 4, 1)), nn.Sequential(nn.ReLU())),
+        lambda: (nn.Sequential(nn.Conv2d(4, 4, 1), nn.Softplus()),),
+    ],
+    ids=["shared", "children of the model", "level", "another activation"],
+)
+@torch.no_grad()
+def test_activations_stay(layers):
+    model, x = small(*layers()), torch.randn(2, 4, 9, 8)
+    fused = fuse(model, prepack=True)
+    assert packed(fused)
+    assert not [module for module in fused.modules() if type(module) is nn.Identity]
+    assert error(fused(x), model(x)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        lambda: (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),),
+        lambda: (nn.Conv2d(4, 4, 3, padding="same"),),
+        lambda: (nn.ConvTranspose2d(4, 4, 3),),
+        lambda: hooked()[:1],
+    ],
+    ids=["reflect", "same", "transposed", "hook"],
+)
+@torch.no_grad()
+def test_layers_that_are_not_packed(layers):
+    model, x = small(*layers()), torch.randn(2, 4, 9, 8)
+    fused = fuse(model, prepack=True)
+    assert not packed(fused)
+    assert error(fused(x), model(x)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            lambda: small(nn.Conv2d(4, 4, 1)).double(),
+            "prepack=True is for float32 on a CPU, and 0.weight is float64 on",
+        ),
+        (lambda: nn.Conv2d(4, 4, 1, device="meta").eval(), "weight is float32 on meta: call model.float"),
+    ],
+)
+def test_what_cannot_be_prepacked(model, message):
+    with pytest.raises(ValueError, match=message):
+        fuse(model(), prepack=True)
+
+
+def test_prepacking_without_onednn(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="prepack=True needs a torch with oneDNN"):
+        fuse(small(nn.Conv2d(4, 4, 1)), prepack=True)
+
+
 class Branches(nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x

@@ -12,6 +12,7 @@ from timm.models import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from ._prepack import ACTIVATIONS, check_prepack, packed
 from .models.cloformer import Scale
 
 __all__ = ["fuse"]
@@ -31,7 +32,7 @@ _NOTHING = (
 )  # what does nothing in eval mode
 
 
-def fuse(model: nn.Module) -> nn.Module:
+def fuse(model: nn.Module, *, prepack: bool = False) -> nn.Module:
     """Return a copy for inference in which every norm and scale that can be is folded into a convolution or linear.
 
     What is folded: a BatchNorm behind a convolution, or behind a linear layer whose channels are then moved to where a
@@ -43,23 +44,26 @@ def fuse(model: nn.Module) -> nn.Module:
     Args:
         model: A network in evaluation mode: one of ours, or of timm's. Layers inside modules that timm hides from
             tracing stay as they are, and so does a layer that has hooks or whose tensors are used outside of it.
+        prepack: Also lay out the weights of 2-d convolutions and linear layers as oneDNN wants them, and compute with
+            them the activations behind them. Such a copy is for float32 on a CPU: it is not moved, copied, saved,
+            exported, scripted or compiled, and it computes no gradients.
 
     Raises:
-        ValueError: For a model in training mode, one that is compiled or scripted, or one that torch.fx cannot trace.
+        ValueError: For a model in training mode, one that is compiled or scripted, or one that torch.fx cannot trace;
+            with `prepack` also for one that is not float32 on a CPU, or for a torch without oneDNN.
     """
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     if training:
         raise ValueError(f"model is in training mode ({training[0]} is): call model.eval() first")
     if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
         raise ValueError(f"model is a {type(model).__name__}: fuse first, then compile or script what fuse returns")
+    if prepack:
+        check_prepack(model)
     fused = copy.deepcopy(model)
-    given = inspect.signature(fused.forward).parameters.items()
-    defaults = {name: each.default for name, each in given if each.default is not each.empty}  # or else they are traced
-    try:
-        graph = _Tracer(autowrap_functions=tuple(get_notrace_functions())).trace(fused, defaults)
-    except Exception as error:
-        raise ValueError(f"model={type(model).__name__} cannot be traced by torch.fx: {error}") from error
-    _Folder(fused, graph).run()
+    _Folder(fused).fold()
+    if prepack:
+        _Folder(fused).prepack()
+        fused.requires_grad_(False)
     return fused
 
 
@@ -72,13 +76,21 @@ class _Tracer(fx.Tracer):
 class _Folder:
     """Walks a graph in order of execution and folds in place."""
 
-    def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        given = inspect.signature(model.forward).parameters.items()
+        defaults = {
+            name: each.default for name, each in given if each.default is not each.empty
+        }  # else they are traced
+        try:
+            graph = _Tracer(autowrap_functions=tuple(get_notrace_functions())).trace(model, defaults)
+        except Exception as error:
+            raise ValueError(f"model={type(model).__name__} cannot be traced by torch.fx: {error}") from error
         self.modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
         self.nodes = [node for node in graph.nodes if node.op == "call_module"]
         self.calls = Counter(id(self.modules[str(node.target)]) for node in self.nodes)
         self.read = {id(attrgetter(str(node.target))(model)) for node in graph.nodes if node.op == "get_attr"}
 
-    def run(self) -> None:
+    def fold(self) -> None:
         for node in self.nodes:
             module = self.modules[str(node.target)]
             if not self._is_free(module) or not node.args:
@@ -87,6 +99,20 @@ class _Folder:
                 self._fold_norm(node, module)
             elif type(module) in _SCALES:
                 self._fold_scale(node, module)
+
+    def prepack(self) -> None:
+        for node in self.nodes:
+            layer = self.modules[str(node.target)]
+            if not self._is_free(layer):
+                continue
+            act_node = self._next_of_same_block(node)
+            act = self.modules[str(act_node.target)] if act_node else None
+            if act_node and type(act) not in ACTIVATIONS:
+                act_node = act = None
+            if new := packed(layer, act):
+                self._replace(node, new)
+                if act_node:
+                    self._replace(act_node, nn.Identity())
 
     def _fold_norm(self, node: fx.Node, norm: Any) -> None:
         if norm.running_mean is None:  # it takes the batch's own mean
@@ -140,16 +166,20 @@ class _Folder:
 
     def _conv_of_same_block(self, norm: fx.Node) -> fx.Node | None:
         """Return the call of a convolution that alone sees a norm's result, not across a level's end."""
-        node, block = norm, str(norm.target).rpartition(".")[0]
-        while len(node.users) == 1:
+        node = self._next_of_same_block(norm)
+        conv: Any = self.modules[str(node.target)] if node else None
+        return node if type(conv) in _CONVS and conv.groups == 1 and not any(conv.padding) else None
+
+    def _next_of_same_block(self, node: fx.Node) -> fx.Node | None:
+        """Return the call of a module, free, that alone sees a result, behind steps that compute nothing."""
+        block = str(node.target).rpartition(".")[0]
+        while block and len(node.users) == 1:
             node = next(iter(node.users))
-            if node.op != "call_module" or not block or not str(node.target).startswith(f"{block}."):
+            if node.op != "call_module" or not str(node.target).startswith(f"{block}."):
                 return None
-            module: Any = self.modules[str(node.target)]
-            if isinstance(module, _NOTHING):
-                continue
-            plain = type(module) in _CONVS and module.groups == 1 and not any(module.padding)
-            return node if plain and self._is_free(module) else None
+            module = self.modules[str(node.target)]
+            if not isinstance(module, _NOTHING):
+                return node if self._is_free(module) else None
         return None
 
     def _replace(self, node: fx.Node, module: nn.Module) -> None:

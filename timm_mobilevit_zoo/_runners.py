@@ -22,6 +22,7 @@ from ._probe import seeded
 from .predict import create
 
 __all__ = [
+    "CPU_ONLY",
     "EXPORTED",
     "TYPES",
     "Backend",
@@ -37,8 +38,9 @@ __all__ = [
     "resolve",
 ]
 
-Backend = Literal["eager", "fuse", "compile", "fuse+compile", "onnxruntime", "openvino"]
+Backend = Literal["eager", "fuse", "prepack", "compile", "fuse+compile", "onnxruntime", "openvino"]
 EXPORTED = ("onnxruntime", "openvino")  # run outside of torch: fp32, evaluation, a CPU, tensors in their own order
+CPU_ONLY = (*EXPORTED, "prepack")  # what there is no choice of memory format and type for
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # How far a result may be from float64's, as a part of its largest value. Back ends differ by 1e-6 in fp32, OpenVINO's
@@ -176,6 +178,8 @@ def prepare(candidate: Candidate, setting: Setting, network: nn.Module, x: Tenso
     if candidate.backend in EXPORTED:
         return Runner(_exported(candidate.backend, network, x, setting.threads), None)
     layout: Any = torch.channels_last if candidate.memory_format == "channels_last" else torch.contiguous_format
+    if candidate.backend == "prepack":
+        return _evaluation(fuse(network, prepack=True), x)
     network = fuse(network) if "fuse" in candidate.backend else copy.deepcopy(network)
     network = network.to(setting.device).to(memory_format=layout)
     compiles, dtype = "compile" in candidate.backend, TYPES[candidate.dtype]

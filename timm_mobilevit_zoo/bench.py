@@ -29,6 +29,7 @@ from ._files import check_free, replacing
 from ._probe import gmacs
 from ._report import claimed, compare, draw, quartiles, ratio_text, table
 from ._runners import (
+    CPU_ONLY,
     EXPORTED,
     TYPES,
     Backend,
@@ -78,7 +79,8 @@ def bench(
     Args:
         names: Names that timm knows, or module:function for a function that returns a torch.nn.Module.
         against: What the others are compared with, in eager mode: such a name. Not given, the first candidate is.
-        backend: How networks run: fuse is `timm_mobilevit_zoo.fuse`'s copy, compile is `torch.compile`'s code.
+        backend: How networks run: fuse is `timm_mobilevit_zoo.fuse`'s copy, prepack that with `prepack=True`,
+            compile is `torch.compile`'s code.
         mode: Evaluation, or a training step: forward, cross-entropy, backward, SGD with momentum.
         batch_size: Images in a call.
         img_size: Side of the square input, in pixels.
@@ -173,8 +175,9 @@ def _check(options: dict[str, Any], device: torch.device) -> None:
     if options["cuda_graphs"] and (device.type != "cuda" or "train" in options["mode"]):
         raise ValueError("cuda_graphs needs device=cuda and mode=eval alone")
     outside = [name for name in options["backend"] if name in EXPORTED]
-    if outside and (device.type != "cpu" or "fp32" not in options["dtype"]):
-        raise ValueError(f"backend={outside[0]} is measured on a CPU in fp32; give device=cpu and dtype=fp32")
+    tied = [name for name in options["backend"] if name in CPU_ONLY]
+    if tied and (device.type != "cpu" or "fp32" not in options["dtype"]):
+        raise ValueError(f"backend={tied[0]} is measured on a CPU in fp32; give device=cpu and dtype=fp32")
     untrained = [name for name in options["backend"] if name not in ("eager", "compile")]
     if untrained and "train" in options["mode"]:
         raise ValueError(f"backend={untrained[0]} does not train; with mode=train give eager or compile alone")
@@ -199,7 +202,7 @@ def _candidates(options: dict[str, Any]) -> list[Candidate]:
         found.append(Candidate(options["against"], "eager", options["memory_format"][0], options["dtype"][0]))
     for name in options["names"]:
         ways = product(options["backend"], options["memory_format"], options["dtype"], graphs)
-        each = [Candidate(name, *((way[0], "contiguous", "fp32") if way[0] in EXPORTED else way)) for way in ways]
+        each = [Candidate(name, *((way[0], "contiguous", "fp32") if way[0] in CPU_ONLY else way)) for way in ways]
         found += dict.fromkeys(each)  # once, what has no formats and types to choose from
     return found
 

@@ -70,12 +70,12 @@ class AttnConv(nn.Module):
         pad = dilation * (kernel_size // 2)
         self.mix = nn.Conv2d(3 * width, 3 * width, kernel_size, 1, pad, dilation, groups=3 * width, **dd)
         hidden = nn.Conv2d(width, width, 1, **dd)
-        self.gate = nn.Sequential(hidden, nn.SiLU(), nn.Conv2d(width, width, 1, **dd), Scale(scale))
+        self.gate = nn.Sequential(hidden, nn.SiLU(), nn.Conv2d(width, width, 1, **dd), Scale(scale), nn.Tanh())
         self.gate_drop = nn.Dropout(gate_drop)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.mix(self.qkv(x)).chunk(3, dim=1)  # (B, width, H, W) each
-        return self.gate_drop(torch.tanh(self.gate(q * k))) * v
+        return self.gate_drop(self.gate(q * k)) * v
 
 
 class PartialAvgPool2d(nn.Module):
