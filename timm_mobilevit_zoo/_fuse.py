@@ -52,11 +52,11 @@ def fuse(model: nn.Module, *, prepack: bool = False) -> nn.Module:
         ValueError: For a model in training mode, one that is compiled or scripted, or one that torch.fx cannot trace;
             with `prepack` also for one that is not float32 on a CPU, or for a torch without oneDNN.
     """
+    if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
+        raise ValueError(f"model is a {type(model).__name__}: fuse first, then compile or script what fuse returns")
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     if training:
         raise ValueError(f"model is in training mode ({training[0]} is): call model.eval() first")
-    if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
-        raise ValueError(f"model is a {type(model).__name__}: fuse first, then compile or script what fuse returns")
     if prepack:
         check_prepack(model)
     fused = copy.deepcopy(model)
