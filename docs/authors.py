@@ -1,7 +1,7 @@
 """The authors' CloFormer, to measure beside ours: `timm-mobilevit-zoo bench cloformer_xxs --against authors:xxs`.
 
-Their code is not part of this package. Get https://github.com/qhfan/CloFormer, commit 9181f69, and name the folder in the
-environment as CLOFORMER. It takes its Swish from a package that is installed nowhere else: x * sigmoid(x) stands in.
+Their code is not part of this package. Get https://github.com/qhfan/CloFormer, commit 9181f69, and name the folder in
+the environment as CLOFORMER. It takes its Swish from a package that nothing else needs: x * sigmoid(x) stands in.
 """
 
 import os

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ._extras import require
 
-__all__ = ["folder_data", "make_loader", "named_data", "read_image"]
+__all__ = ["folder_data", "images_in", "make_loader", "named_data", "read_image"]
 
 TRAIN_FOLDERS = ("train", "training")
 VAL_FOLDERS = ("val", "validation", "valid", "test")
@@ -40,7 +40,8 @@ def read_image(path: str | Path, mode: str) -> Image.Image:
         raise ValueError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
 
 
-def _images_in(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
+    """Return the image files of a folder and of those in it, sorted."""
     Image.init()
     known = {suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN}
     images, seen = [], set()
@@ -59,7 +60,7 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
     Raises:
         ValueError: Without class folders, or with one that has no images.
     """
-    classes = {path.name: _images_in(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+    classes = {path.name: images_in(path) for path in sorted(folder.iterdir()) if path.is_dir()}
     classes = {name: paths for name, paths in classes.items() if not name.startswith(".")}
     if not classes:
         raise ValueError(f"data={str(folder)!r} has no class folders: one folder a class, with its images, is needed")

@@ -150,6 +150,20 @@ def _bench(**args: Any) -> int:
     return 1 if any(row["error"] for row in rows) else 0
 
 
+def _export(**args: Any) -> int:
+    from .export import export
+
+    found = export(**args)
+    for name, file in found["files"].items():
+        _say(f"{name}: {file['bytes'] / 2**20:.1f} MiB, sha256 {file['sha256']}")
+    for kind, check in (found["checks"] or {}).items():
+        share = f"{100 * check['top1']:.1f}% the same class"
+        _say(f"{check['images']} {kind} images: off by {check['error']:.1e} of the logits' deviation, {share}")
+    if not found["checks"]:
+        _say(f"nothing here runs {found['format']}: the file was not compared with eager mode")
+    return 0
+
+
 def _demo(**args: Any) -> int:
     from .demo import demo
 
@@ -169,7 +183,7 @@ def _say(line: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from . import __version__, bench, convert, demo, hub, maps, predict, train
+    from . import __version__, bench, convert, demo, export, hub, maps, predict, train
 
     parser = argparse.ArgumentParser(
         prog="timm-mobilevit-zoo", description="Light-weight vision transformers for timm."
@@ -207,6 +221,8 @@ def _parser() -> argparse.ArgumentParser:
 
     one = _add_command(commands, "pull", _pull, hub.pull)
     _add_options(one, hub.pull, leave_out=("cache_dir", "token"))
+
+    _add_options(_add_command(commands, "export", _export, export.export), export.export)
 
     _add_options(_add_command(commands, "bench", _bench, bench.bench), bench.bench)
 

@@ -1,0 +1,220 @@
+"""Files for other runtimes: they compute the same, a manifest tells what they are, and no wrong one is kept."""
+
+import hashlib
+import json
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import nn
+from zoo import FIXED, create, every_first, every_staged_first, own_image
+
+from timm_mobilevit_zoo import _formats, _rewrite, cli, export
+from timm_mobilevit_zoo._probe import seed_weights
+
+SIZE = (64, 96)
+
+
+def seeded(name, **kwargs):
+    """With norms that do something, which a new network has not."""
+    return seed_weights(create(name, **kwargs))
+
+
+def own_size(name):
+    return {} if name in FIXED else {"size": SIZE}
+
+
+@every_first
+def test_onnx(name, tmp_path):
+    network = seeded(name)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    found = export.to_onnx(network, str(tmp_path / "file.onnx"), **own_size(name))
+    assert found["checks"]["random"] == {"images": 4, "error": pytest.approx(0, abs=1e-4), "top1": 1.0}
+    assert found["checks"]["random"]["error"] > 0
+    ranks = {
+        len(value.type.tensor_type.shape.dim)
+        for value in onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "file.onnx")).graph.value_info
+    }
+    assert max(ranks) <= 5 or name.startswith("swin"), (
+        "runtimes of phones end there; timm's Swin cuts its windows with 6"
+    )
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+
+
+@every_staged_first
+def test_onnx_of_any_batch_and_size(name, tmp_path):
+    found = export.to_onnx(seeded(name), str(tmp_path / "file.onnx"), size=SIZE, dynamic=("batch", "size"))
+    assert found["input"]["shape"] == [None, 3, None, None]
+    assert found["checks"]["random"]["images"] == 18, "three of each of six sizes"
+    assert found["checks"]["random"]["error"] < 1e-4
+
+
+@every_first
+def test_openvino(name, tmp_path):
+    found = export.to_openvino(seeded(name), str(tmp_path / "file.xml"), **own_size(name))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.bin", "file.xml", "file.xml.json"]
+    assert found["checks"]["random"]["error"] < 1e-4
+
+
+@every_staged_first
+def test_openvino_of_any_batch_and_size(name, tmp_path):
+    found = export.to_openvino(seeded(name), str(tmp_path / "file.xml"), size=SIZE, dynamic=("batch", "size"))
+    assert found["checks"]["random"]["images"] == 18
+    assert found["checks"]["random"]["error"] < 1e-4
+
+
+@every_first
+@torch.no_grad()
+def test_the_portable_form_is_equal(name):
+    network, x = seeded(name), own_image(name, batch=1)
+    plain = _rewrite.portable(network, x)
+    assert not [m for m in plain.modules() if isinstance(m, (nn.GroupNorm, nn.LayerNorm)) and type(m) in _rewrite._MADE]
+    torch.testing.assert_close(plain(x), network(x), rtol=1e-4, atol=1e-5 * float(network(x).abs().max()))
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "mobilevitv2_050"])
+def test_a_network_of_timms(name, tmp_path):
+    assert export.to_onnx(seeded(name), str(tmp_path / "file.onnx"), size=(64, 64))["checks"]["random"]["error"] < 1e-4
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Five images in two folders, as classes are."""
+    generator = np.random.default_rng(0)
+    for i in range(5):
+        path = tmp_path / "photos" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (70, 50, 3), dtype=np.uint8)).save(path)
+    return str(tmp_path / "photos")
+
+
+NAME = "cloformer_xxs"
+
+
+def test_the_manifest(tmp_path, photos):
+    network = seeded(NAME, num_classes=3)
+    network.pretrained_cfg["label_names"] = ["a", "b", "c"]
+    file = tmp_path / "file.onnx"
+    found = export.to_onnx(network, str(file), size=SIZE, dynamic=("batch",), images=photos)
+    assert json.loads((tmp_path / "file.onnx.json").read_text()) == found
+    content = file.read_bytes()
+    assert found["files"] == {"file.onnx": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
+    assert found["format"] == "onnx"
+    assert found["architecture"] == NAME
+    assert found["input"]["shape"] == [None, 3, *SIZE]
+    assert found["input"]["mean"] == list(timm.get_pretrained_cfg(NAME).mean)
+    assert found["output"] == {"name": "logits", "shape": [None, 3]}
+    assert found["labels"] == ["a", "b", "c"]
+    assert found["checks"]["real"]["images"] == 5
+    assert {"torch", "timm", "onnx", "onnxruntime"} < found["versions"].keys()
+    assert found["weights_sha256"] == export.to_onnx(network, str(tmp_path / "b.onnx"), size=SIZE)["weights_sha256"]
+    network.head.bias.data += 1
+    assert found["weights_sha256"] != export.to_onnx(network, str(tmp_path / "c.onnx"), size=SIZE)["weights_sha256"]
+
+
+def wrong(monkeypatch, how):
+    """Make what runs the file see something else in it."""
+    right = _formats.FORMATS["onnx"]
+
+    def run(path):
+        true = right.run(path)
+        return lambda images: how(true(images))
+
+    monkeypatch.setitem(export.FORMATS, "onnx", right._replace(run=run))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (lambda logits: logits * 1.01, "onnx computes cloformer_xxs wrongly: on random images logits are off by"),
+        (lambda logits: logits * np.nan, "off by nan of their standard deviation, over 0.001; nothing was written"),
+        (lambda logits: logits[:, :2], r"what was written returns \(4, 2\), not \(4, 3\)"),
+    ],
+)
+def test_a_wrong_file_is_not_kept(monkeypatch, tmp_path, how, message):
+    (tmp_path / "file.onnx").write_text("what was there")
+    wrong(monkeypatch, how)
+    with pytest.raises(ValueError, match=message):
+        export.to_onnx(seeded(NAME, num_classes=3), str(tmp_path / "file.onnx"), size=SIZE, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["file.onnx"]
+    assert (tmp_path / "file.onnx").read_text() == "what was there"
+
+
+BAD = {
+    r"format='tflite' must be one of onnx, openvino, ": {"format": "tflite"},
+    r"output='file.pt' must end in .onnx for format=onnx": {"output": "file.pt"},
+    r"size=\(0, 64\) must be height and width in pixels": {"size": (0, 64)},
+    r"dynamic='width' must be one of batch, size for format=onnx": {"dynamic": ("width",)},
+    r"dynamic='size' must be left out for format=executorch": {
+        "format": "executorch",
+        "output": "file.pte",
+        "dynamic": ("size",),
+    },
+    r"tolerance=0 must be above 0": {"tolerance": 0},
+    r"images='nowhere' must be a folder with images in it": {"images": "nowhere"},
+    r"output='nowhere/file.onnx' needs a folder that exists": {"output": "nowhere/file.onnx"},
+    r"model='cloformer_xxs' has no published weights; --no-pretrained exports random ones": {"pretrained": True},
+    r"model='resnet19' is neither a folder nor registered": {"model": "resnet19"},
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_arguments_are_named_before_any_work(monkeypatch, tmp_path, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(export, "_export", lambda *args: pytest.fail("it began"))
+    options = {"model": NAME, "format": "onnx", "output": "file.onnx", "pretrained": False} | BAD[message]
+    with pytest.raises((ValueError, FileNotFoundError), match="^" + message):
+        export.export(**options)
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "message"),
+    [
+        (lambda: create(NAME).train(), {}, "network=cloformer_xxs is in training mode: call network.eval"),
+        (
+            lambda: nn.Linear(3, 3).eval(),
+            {},
+            "network=Linear is no network of timm's; give it as create_model returned it",
+        ),
+        (lambda: create(NAME), {"size": (3, 64)}, "size=3 x 64 is none that cloformer_xxs takes: x is 3 x 64 pixels"),
+        (
+            lambda: create(NAME, num_classes=0, global_pool=""),
+            {},
+            r"cloformer_xxs returns \(1, 256, 7, 7\), not logits",
+        ),
+    ],
+)
+def test_networks_that_cannot_be_written(tmp_path, network, options, message):
+    with pytest.raises(ValueError, match=message):
+        export.to_onnx(network(), str(tmp_path / "file.onnx"), **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("format", _formats.FORMATS)
+def test_a_missing_runtime_names_the_pip_command(monkeypatch, tmp_path, format):
+    about = _formats.FORMATS[format]
+    monkeypatch.setitem(sys.modules, about.modules[0], None)
+    with pytest.raises(
+        ModuleNotFoundError, match=rf"{about.modules[0]} is not installed: pip install '.*\[{about.extra}\]'"
+    ):
+        export.export(NAME, format=format, output=str(tmp_path / f"file{about.suffix}"), pretrained=False)
+
+
+def test_the_command(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = ["export", NAME, "--no-pretrained", "--format", "onnx", "--size", "64", "96", "--dynamic", "batch", "size"]
+    with pytest.raises(SystemExit) as done:
+        cli.main([*given, "-o", "file.onnx"])
+    assert done.value.code == 0
+    out, _ = capsys.readouterr()
+    assert "file.onnx: " in out
+    assert "18 random images: off by " in out
+    assert json.loads((tmp_path / "file.onnx.json").read_text())["input"]["shape"] == [None, 3, None, None]
+    with pytest.raises(SystemExit) as done:
+        cli.main([*given, "-o", "file.onnx"])
+    assert done.value.code == 2
+    assert "output='file.onnx' exists; choose another, or overwrite it" in capsys.readouterr().err

@@ -1,0 +1,194 @@
+"""The formats that `export` writes: for each what it is called, what it needs, how it is written and how it is run."""
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ._extras import require
+from ._rewrite import portable, simplified
+
+__all__ = ["FORMATS", "INPUT", "OUTPUT", "Format", "Run"]
+
+Run = Callable[[Any], Any]  # images `(B, C, H, W)` as a float32 array to logits `(B, num_classes)` as one
+
+INPUT, OUTPUT = "images", "logits"
+
+
+class Format(NamedTuple):
+    """How a format is written and run.
+
+    `write` puts a network for images like `x` into a file, and returns what else is to be told of it; `dynamic` says
+    which of `batch` and `size` may vary.
+    `run` returns what runs the file, None where nothing here can.
+    """
+
+    suffix: str
+    extra: str
+    modules: tuple[str, ...]  # what must be installed
+    dynamic: tuple[str, ...]  # what it can leave open
+    write: Callable[[nn.Module, Tensor, Path, Sequence[str]], dict[str, Any] | None]
+    run: Callable[[Path], Run] | None
+    beside: tuple[str, ...] = ()  # endings of files that come with it
+
+
+def _to_onnx(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) -> None:
+    axes = {0: "batch"} if "batch" in dynamic else {}
+    sides = {2: "height", 3: "width"} if "size" in dynamic else {}
+    with _quiet():
+        torch.onnx.export(
+            simplified(network),
+            (x,),
+            str(path),
+            dynamo=False,  # every version of torch has it
+            opset_version=17,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_axes={INPUT: axes | sides, OUTPUT: axes},
+        )
+
+
+def _run_onnx(path: Path) -> Run:
+    library = require("onnxruntime", "onnx")
+    session = library.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {INPUT: images})[0]
+
+
+def _to_openvino(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) -> None:
+    library = require("openvino", "openvino")
+    batch, channels, height, width = x.shape
+    sides = [-1, -1] if "size" in dynamic else [height, width]
+    network = simplified(network) if "size" in dynamic else portable(network, x)
+    with _quiet():  # from torch itself: by way of ONNX it fails for EdgeViT
+        shape = [-1 if "batch" in dynamic else batch, channels, *sides]
+        converted = library.convert_model(network, example_input=x, input=shape)
+    converted.input(0).get_tensor().set_names({INPUT})
+    converted.output(0).get_tensor().set_names({OUTPUT})
+    library.save_model(converted, str(path), compress_to_fp16=False)
+
+
+def _run_openvino(path: Path) -> Run:
+    library = require("openvino", "openvino")
+    core = library.Core()
+    core.set_property({"ENABLE_MMAP": False})  # the file is moved afterwards
+    # Where a CPU has bfloat16 it would be chosen.
+    compiled = core.compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda images: compiled([images])[0]
+
+
+def _to_executorch(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) -> dict[str, Any]:
+    exir = require("executorch.exir", "executorch")
+    partitioner = require("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
+    with _quiet():
+        exported = torch.export.export(portable(network, x), (x,), strict=False)
+        lowered = exir.to_edge_transform_and_lower(exported, partitioner=[partitioner.XnnpackPartitioner()])
+        told = _delegation(lowered.exported_program().graph_module)
+        program = lowered.to_executorch()
+    with path.open("wb") as file:
+        program.write_to_file(file)
+    return {"xnnpack": told}
+
+
+def _delegation(graph: Any) -> dict[str, Any]:
+    """Return how many regions of a graph XNNPACK takes, and the operators that it leaves, with how many of each."""
+    names = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    left = Counter(name for name in names if "call_delegate" not in name and "getitem" not in name)
+    return {"regions": sum("call_delegate" in name for name in names), "left": dict(left)}
+
+
+def _run_executorch(path: Path) -> Run:
+    runtime = require("executorch.runtime", "executorch").Runtime.get()
+    method = runtime.load_program(path).load_method("forward")
+
+    def run(images: Any) -> Any:
+        return method.execute([torch.from_numpy(np.ascontiguousarray(images))])[0].numpy().copy()
+
+    return run
+
+
+def _to_coreml(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) -> None:
+    library = require("coremltools", "coreml")
+    with _quiet():
+        exported = torch.export.export(portable(network, x), (x,), strict=False).run_decompositions({})
+        converted = library.convert(
+            exported,
+            inputs=[library.TensorType(name=INPUT, shape=tuple(x.shape))],
+            outputs=[library.TensorType(name=OUTPUT)],
+            convert_to="mlprogram",
+            compute_precision=library.precision.FLOAT32,
+            minimum_deployment_target=library.target.iOS16,
+        )
+        converted.save(str(path))
+
+
+def _to_litert(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) -> None:
+    library = require("litert_torch", "litert")
+    with _quiet():
+        library.convert(portable(network, x), (x,)).export(str(path))
+
+
+def _run_litert(path: Path) -> Run:
+    interpreter = require("ai_edge_litert.interpreter", "litert").Interpreter(model_path=str(path))
+    interpreter.allocate_tensors()
+    (given,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def run(images: Any) -> Any:
+        interpreter.set_tensor(given["index"], images)
+        interpreter.invoke()
+        return interpreter.get_tensor(result["index"]).copy()
+
+    return run
+
+
+def _to_ncnn(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) -> None:
+    library = require("pnnx", "ncnn")
+    with _quiet():
+        library.export(portable(network, x), str(path.with_suffix(".pt")), (x,), fp16=False)
+    for suffix in (".param", ".bin"):
+        path.with_suffix(f".ncnn{suffix}").replace(path.with_suffix(suffix))
+
+
+def _run_ncnn(path: Path) -> Run:
+    library = require("ncnn", "ncnn")
+    network = library.Net()
+    for option in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage"):  # or it computes in 16 bits
+        setattr(network.opt, f"use_{option}", False)
+    network.load_param(str(path))
+    network.load_model(str(path.with_suffix(".bin")))
+
+    def run(images: Any) -> Any:
+        extractor = network.create_extractor()
+        extractor.input("in0", library.Mat(images[0]).clone())
+        return np.array(extractor.extract("out0")[1])[None]
+
+    return run
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep converters' warnings and log lines, of which each has its own, from the terminal."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+FORMATS = {
+    "onnx": Format(".onnx", "onnx", ("onnx", "onnxruntime"), ("batch", "size"), _to_onnx, _run_onnx),
+    "openvino": Format(".xml", "openvino", ("openvino",), ("batch", "size"), _to_openvino, _run_openvino, (".bin",)),
+    "executorch": Format(".pte", "executorch", ("executorch",), (), _to_executorch, _run_executorch),
+    "coreml": Format(".mlpackage", "coreml", ("coremltools",), (), _to_coreml, None),
+    "ncnn": Format(".param", "ncnn", ("pnnx", "ncnn"), (), _to_ncnn, _run_ncnn, (".bin",)),
+    "litert": Format(".tflite", "litert", ("litert_torch", "ai_edge_litert"), (), _to_litert, _run_litert),
+}

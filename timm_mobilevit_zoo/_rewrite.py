@@ -1,0 +1,116 @@
+"""Put a network into the form that phones' runtimes take whole: same outputs, plainer layers.
+
+Runtimes hand parts of a network to a fast library of theirs and compute the rest one operation at a time. XNNPACK,
+which ExecuTorch and LiteRT use, knows no norm that is computed from the image: it does know convolutions, linear layers
+and the mean over a map. A mean over channels is a 1x1 convolution whose weights are all 1 / C.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.layers import LayerNorm as TimmLayerNorm
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+
+from ._fuse import fuse
+from .models.cloformer import PartialAvgPool2d
+
+__all__ = ["portable", "simplified"]
+
+
+def simplified(network: nn.Module) -> nn.Module:
+    """Return a copy of a network in evaluation mode, without what it does not need for that.
+
+    Norms and scales are folded where torch.fx can trace the network, and else it is a plain copy.
+    """
+    try:
+        return fuse(network)
+    except ValueError:
+        return copy.deepcopy(network)
+
+
+@torch.no_grad()
+def portable(network: nn.Module, x: Tensor) -> nn.Module:
+    """Return what `simplified` does, with norms and pools as phones' runtimes take them.
+
+    Args:
+        network: A network in evaluation mode, on the CPU.
+        x: Images of the size that the result is for, `(B, C, H, W)`.
+    """
+    network = simplified(network)
+    pools = {module: module.window_size for module in network.modules() if type(module) is PartialAvgPool2d}
+    whole: dict[nn.Module, bool] = {}
+
+    def look(module: Any, args: Any) -> None:
+        whole[module] = all(side % module.window_size == 0 for side in args[0].shape[2:])
+
+    hooks = [pool.register_forward_pre_hook(look) for pool in pools]
+    network(x)
+    for hook in hooks:
+        hook.remove()
+    for name, module in list(network.named_modules()):
+        parent, _, child = name.rpartition(".")
+        if type(module) is PartialAvgPool2d and whole.get(module):
+            setattr(network.get_submodule(parent), child, nn.AvgPool2d(pools[module]))
+        elif type(module) in _MADE and _is_over_channels(module):
+            setattr(network.get_submodule(parent), child, _MADE[type(module)](module).eval().requires_grad_(False))
+    return network
+
+
+def _is_over_channels(norm: Any) -> bool:
+    return norm.num_groups == 1 if isinstance(norm, nn.GroupNorm) else len(norm.normalized_shape) == 1
+
+
+class _Means(nn.Module):
+    """A norm written as means over channels, which are one layer: `across`. Shape kept."""
+
+    def __init__(self, norm: Any, across: nn.Module, affine: tuple[int, ...]) -> None:
+        super().__init__()
+        self.eps = norm.eps
+        self.across = across
+        self.weight = None if norm.weight is None else nn.Parameter(norm.weight.detach().reshape(affine))
+        self.bias = None if norm.bias is None else nn.Parameter(norm.bias.detach().reshape(affine))
+
+    def over(self, x: Tensor) -> Tensor:
+        return self.across(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x - self.over(x)
+        scale = (self.over(x * x) + self.eps).rsqrt()
+        x = x * (scale if self.weight is None else scale * self.weight)
+        return x if self.bias is None else x + self.bias
+
+
+class _OverMap(_Means):
+    def over(self, x: Tensor) -> Tensor:
+        return self.across(x.mean((2, 3), keepdim=True))
+
+
+def _averaging(layer: Any, dim: int) -> Any:
+    nn.init.constant_(layer.weight, 1 / dim)
+    return layer
+
+
+def _group_norm(norm: nn.GroupNorm) -> nn.Module:
+    dim = norm.num_channels
+    return _OverMap(norm, _averaging(nn.Conv2d(dim, 1, 1, bias=False), dim), (1, dim, 1, 1))
+
+
+def _layer_norm_2d(norm: Any) -> nn.Module:
+    (dim,) = norm.normalized_shape
+    return _Means(norm, _averaging(nn.Conv2d(dim, 1, 1, bias=False), dim), (1, dim, 1, 1))
+
+
+def _layer_norm(norm: Any) -> nn.Module:
+    (dim,) = norm.normalized_shape
+    return _Means(norm, _averaging(nn.Linear(dim, 1, bias=False), dim), (dim,))
+
+
+_MADE: dict[type, Callable[[Any], nn.Module]] = {
+    nn.GroupNorm: _group_norm,
+    LayerNorm2d: _layer_norm_2d,
+    nn.LayerNorm: _layer_norm,
+    TimmLayerNorm: _layer_norm,
+}

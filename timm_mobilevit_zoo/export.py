@@ -1,0 +1,303 @@
+"""Write a network as a file that a runtime takes, and see that the file computes the same.
+
+No file is left that was not run: it is compared with eager mode first, on random images and on those of a folder. Core
+ML is the exception: it runs on Apple's systems alone, and elsewhere only its structure can be looked at.
+"""
+
+import copy
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from safetensors.torch import save
+from timm.data import create_transform, resolve_data_config
+from torch import Tensor, nn
+
+from . import __version__
+from ._data import images_in, read_image
+from ._extras import require
+from ._files import check_free
+from ._formats import FORMATS, INPUT, OUTPUT, Format, Run
+from .predict import load
+
+__all__ = ["export", "to_coreml", "to_executorch", "to_litert", "to_ncnn", "to_onnx", "to_openvino"]
+
+TOLERANCE = 1e-3  # of a standard deviation of the logits; what runs in float32 is off by 1e-6 to 1e-4
+IMAGES = 64  # of a folder, at most
+
+
+def export(
+    model: str,
+    *,
+    format: Literal["onnx", "openvino", "executorch", "coreml", "litert", "ncnn"],
+    output: str,
+    size: tuple[int, int] | None = None,
+    dynamic: Sequence[Literal["batch", "size"]] = (),
+    images: str = "",
+    tolerance: float = TOLERANCE,
+    pretrained: bool = True,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write a model for a runtime, run what was written, and compare it with eager mode.
+
+    Args:
+        model: Folder that train left, or a name that timm creates with weights.
+        format: What to write: onnx for ONNX Runtime, openvino, executorch (with XNNPACK), coreml, litert, or ncnn.
+        output: File to write, ending in .onnx, .xml, .pte, .mlpackage, .tflite or .param. A manifest is written
+            beside it.
+        size: Height and width of the image, in pixels; those of the model where not given.
+        dynamic: What may differ in each call, of batch and size; without them one image of one size. In onnx and
+            openvino alone.
+        images: Folder of images to compare on too; it may have folders, one a class.
+        tolerance: How far a logit may be from eager mode's, in standard deviations of the logits.
+        pretrained: Give a name its weights; without, random ones, as they serve to measure time.
+        overwrite: Replace output and manifest where they exist.
+
+    Returns:
+        The manifest: see `to_onnx`.
+
+    Raises:
+        ValueError: For arguments that cannot work, before any work, and for a wrong result: its file is not kept.
+        FileNotFoundError: For an output without a folder, or a model that is none.
+        ModuleNotFoundError: Without the extra of the format; it names the pip command.
+    """
+    _check(format, Path(output), size, dynamic, images, tolerance, overwrite)
+    if pretrained and timm.is_model(model) and not Path(model).exists() and not _has_weights(model):
+        raise ValueError(f"model={model!r} has no published weights; --no-pretrained exports random ones")
+    network = load(model, pretrained=pretrained, **_sized(model, size))
+    return _export(network, format, Path(output), size, dynamic, images, tolerance)
+
+
+def to_onnx(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
+    """Write a network as ONNX, for ONNX Runtime and whoever reads that format, and see that it computes the same.
+
+    Args:
+        network: A classifier in evaluation mode, of ours or of timm's. It is left as it is.
+        output: File to write, ending in .onnx; a manifest, `output` and `.json`, is written beside it.
+        **options: `size`, `dynamic`, `images`, `tolerance` and `overwrite`, as `export` has them.
+
+    Returns:
+        The manifest: `format`, `files` with bytes and sha256, `architecture`, `weights_sha256`, `input` (name, shape
+        with None for what may differ, layout, mean, std), `output`, `labels`, `checks` (for `random` and `real` images
+        how many, the largest `error` in standard deviations of the logits, and the share that has the same `top1`),
+        `versions`; of executorch also `xnnpack`, the `regions` that it takes and the operators `left` out of them.
+
+    Raises:
+        ValueError: For arguments that cannot work, and for a file whose result is wrong: it is not kept.
+        FileNotFoundError: For an output without a folder.
+        ModuleNotFoundError: Without the extra of the format; it names the pip command.
+    """
+    return _to("onnx", network, output, **options)
+
+
+def to_openvino(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
+    """Write a network for OpenVINO, `output` ending in .xml and a .bin beside it; see `to_onnx` for the rest."""
+    return _to("openvino", network, output, **options)
+
+
+def to_executorch(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
+    """Write a network for ExecuTorch with XNNPACK, `output` ending in .pte; see `to_onnx` for the rest."""
+    return _to("executorch", network, output, **options)
+
+
+def to_coreml(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
+    """Write a network for Core ML, `output` ending in .mlpackage; see `to_onnx` for the rest.
+
+    The file is not run: only its input and output are looked at.
+    """
+    return _to("coreml", network, output, **options)
+
+
+def to_ncnn(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
+    """Write a network for ncnn, `output` ending in .param and a .bin beside it; see `to_onnx` for the rest."""
+    return _to("ncnn", network, output, **options)
+
+
+def to_litert(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
+    """Write a network for LiteRT, `output` ending in .tflite; see `to_onnx` for the rest."""
+    return _to("litert", network, output, **options)
+
+
+def _to(
+    format: str,
+    network: nn.Module,
+    output: str,
+    size: tuple[int, int] | None = None,
+    dynamic: Sequence[str] = (),
+    images: str = "",
+    tolerance: float = TOLERANCE,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    _check(format, Path(output), size, dynamic, images, tolerance, overwrite)
+    return _export(network, format, Path(output), size, dynamic, images, tolerance)
+
+
+def _check(
+    format: str,
+    output: Path,
+    size: tuple[int, int] | None,
+    dynamic: Sequence[str],
+    images: str,
+    tolerance: float,
+    overwrite: bool,
+) -> None:
+    if format not in FORMATS:
+        raise ValueError(f"format={format!r} must be one of {', '.join(FORMATS)}")
+    about = FORMATS[format]
+    if output.suffix != about.suffix:
+        raise ValueError(f"output={str(output)!r} must end in {about.suffix} for format={format}")
+    if size is not None and not (len(size) == 2 and all(isinstance(side, int) and side >= 1 for side in size)):
+        raise ValueError(f"size={size} must be height and width in pixels, whole numbers from 1")
+    for one in dynamic:
+        if one not in about.dynamic:
+            can = f"one of {', '.join(about.dynamic)}" if about.dynamic else "left out"
+            raise ValueError(f"dynamic={one!r} must be {can} for format={format}")
+    if not tolerance > 0:
+        raise ValueError(f"tolerance={tolerance} must be above 0")
+    if images and not (Path(images).is_dir() and images_in(Path(images))):
+        raise ValueError(f"images={images!r} must be a folder with images in it")
+    for path in _files(about, output):
+        check_free("output", path, overwrite)
+    for module in about.modules:
+        require(module, about.extra)
+
+
+def _files(about: Format, output: Path) -> list[Path]:
+    """Return what is written: the file, what comes with it, the manifest."""
+    return [output, *(output.with_suffix(suffix) for suffix in about.beside), output.with_name(output.name + ".json")]
+
+
+def _has_weights(model: str) -> bool:
+    cfg: Any = timm.get_pretrained_cfg(model)
+    return bool(cfg.has_weights)
+
+
+def _sized(model: str, size: tuple[int, int] | None) -> dict[str, int]:
+    return {"img_size": size[0]} if size and size[0] == size[1] else {}
+
+
+def _export(
+    network: nn.Module,
+    format: str,
+    output: Path,
+    size: tuple[int, int] | None,
+    dynamic: Sequence[str],
+    images: str,
+    tolerance: float,
+) -> dict[str, Any]:
+    cfg: Any = getattr(network, "pretrained_cfg", None)
+    if not isinstance(network, nn.Module) or not cfg:
+        raise ValueError(
+            f"network={type(network).__name__} is no network of timm's; give it as create_model returned it"
+        )
+    if network.training:
+        raise ValueError(f"network={cfg['architecture']} is in training mode: call network.eval() first")
+    about = FORMATS[format]
+    network = copy.deepcopy(network).float().cpu()
+    config = resolve_data_config({"input_size": (network.in_chans, *size)} if size else {}, model=network)
+    channels, height, width = config["input_size"]
+    x = torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        try:
+            logits = network(x)
+        except Exception as error:  # of timm's classes each has its own
+            raise ValueError(f"size={height} x {width} is none that {cfg['architecture']} takes: {error}") from error
+    if logits.dim() != 2:
+        raise ValueError(f"network={cfg['architecture']} returns {tuple(logits.shape)}, not logits (B, num_classes)")
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.stem}-") as scratch:
+        part = Path(scratch, output.name)
+        told = about.write(network, x, part, dynamic) or {}
+        checks = None
+        if about.run:
+            batches = {"random": list(_random(x, dynamic)), "real": list(_real(images, config))}
+            run = about.run(part)
+            checks = {kind: _compare(network, run, batch) for kind, batch in batches.items() if batch}
+            for kind, found in checks.items():
+                if not found["error"] <= tolerance:  # NaN is not
+                    raise ValueError(
+                        f"{format} computes {cfg['architecture']} wrongly: on {kind} images logits are off by "
+                        f"{found['error']:.1e} of their standard deviation, over {tolerance:g}; nothing was written"
+                    )
+        written = [path for path in _files(about, part) if path.exists()]
+        manifest = {
+            "format": format,
+            "files": {path.name: _digest(path) for path in written},
+            "architecture": cfg["architecture"],
+            "weights_sha256": hashlib.sha256(save(network.state_dict())).hexdigest(),
+            "input": {
+                "name": INPUT,
+                "shape": _open(x.shape, dynamic),
+                "layout": "NCHW",
+                "dtype": "float32",
+                **{key: list(config[key]) for key in ("mean", "std")},
+                **{key: config[key] for key in ("interpolation", "crop_pct", "crop_mode")},
+            },
+            "output": {"name": OUTPUT, "shape": [_open(x.shape, dynamic)[0], logits.shape[1]]},
+            "labels": cfg.get("label_names"),
+            "checks": checks,
+            "tolerance": tolerance,
+            **told,
+            "versions": _versions(about),
+        }
+        written.append(part.with_name(part.name + ".json"))
+        written[-1].write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        for path in written:
+            target = output.with_name(path.name)
+            if target.is_dir():
+                shutil.rmtree(target)
+            path.replace(target)
+    return manifest
+
+
+def _open(shape: Sequence[int], dynamic: Sequence[str]) -> list[int | None]:
+    batch, channels, height, width = shape
+    sides = [None, None] if "size" in dynamic else [height, width]
+    return [None if "batch" in dynamic else batch, channels, *sides]
+
+
+def _random(x: Tensor, dynamic: Sequence[str]) -> Iterator[Tensor]:
+    """Yield batches as the file must take them: of the size that it was written for, and of others where it can."""
+    generator = torch.Generator().manual_seed(1)
+    _, channels, height, width = x.shape
+    sizes = [(height, width)] * 4 + [(height + 31, width), (height // 2 + 9, 2 * width - 5)] * ("size" in dynamic)
+    for sides in sizes:
+        yield torch.randn(3 if "batch" in dynamic else 1, channels, *sides, generator=generator)
+
+
+def _real(images: str, config: dict[str, Any]) -> Iterator[Tensor]:
+    transform = create_transform(**config)
+    for path in images_in(Path(images))[:IMAGES] if images else ():
+        pixels: Any = transform(read_image(path, "L" if config["input_size"][0] == 1 else "RGB"))
+        yield pixels[None]
+
+
+@torch.inference_mode()
+def _compare(network: nn.Module, run: Run, batches: Sequence[Tensor]) -> dict[str, Any]:
+    expected = torch.cat([network(batch) for batch in batches])
+    found = torch.cat([torch.from_numpy(run(batch.numpy())) for batch in batches])
+    if found.shape != expected.shape:
+        raise ValueError(f"what was written returns {tuple(found.shape)}, not {tuple(expected.shape)}")
+    return {
+        "images": len(expected),
+        "error": float((found - expected).abs().max() / expected.std()),
+        "top1": float((found.argmax(1) == expected.argmax(1)).float().mean()),
+    }
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    """Return the bytes and the sha256 of a file, or of all files of a folder in the order of their names."""
+    content = b"".join(p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()) if path.is_dir() else None
+    content = path.read_bytes() if content is None else content
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _versions(about: Format) -> dict[str, str]:
+    found = {"timm_mobilevit_zoo": __version__, "timm": version("timm"), "torch": version("torch")}
+    return found | {name: version(name) for name in about.modules}
