@@ -17,7 +17,7 @@ bench() {  # an error row is an answer, and makes the exit status 1
 
 authors() {
     for size in xxs s; do
-        bench authors_$size cloformer_$size --against authors:$size --threads 1 2 --batch-size 1 8 --rounds 25 \
+        bench authors_$size cloformer_$size --against authors:$size --threads 1 2 --batch-size 1 8 --rounds 15 \
             --backend eager fuse prepack compile onnxruntime openvino --seconds 60
         bench authors_${size}_train cloformer_$size --against authors:$size --threads 1 2 --batch-size 1 8 \
             --mode train --rounds 15 --seconds 60
@@ -25,14 +25,14 @@ authors() {
 }
 cpu_eval() {
     bench cpu_eval $MODELS $THEIRS --backend eager prepack onnxruntime openvino \
-        --batch-size 1 8 --threads 1 2 --rounds 25 --seconds 100
+        --batch-size 1 8 --threads 1 2 --rounds 15 --seconds 60
 }
-cpu_train() { bench cpu_train $MODELS $THEIRS --mode train --batch-size 8 --threads 1 2 --rounds 15 --seconds 100; }
+cpu_train() { bench cpu_train $MODELS $THEIRS --mode train --batch-size 8 --threads 1 2 --rounds 7 --seconds 60; }
 growth() {
     bench growth cloformer_xxs cloformer_xxs_local cloformer_xxs_global growth:pooled_branch mobilevitv3_xxs \
         mobilevitv3_050 mobilevit_wide_xxs $THEIRS --img-size 128 224 512 1024 --threads 1 --rounds 15 --seconds 60
 }
-batches() { bench batches cloformer_xxs $THEIRS --batch-size 1 4 16 --threads 1 2 --rounds 15 --seconds 60; }
+batches() { bench batches cloformer_xxs $THEIRS --batch-size 1 4 16 --threads 1 --rounds 7 --seconds 60; }
 large() {
     bench large cloformer_xxs cloformer_xxs_local growth:first_wide growth:wide_windows growth:first_local \
         growth:halved --backend eager --img-size 512 1024 --threads 1 2 --rounds 15 --seconds 60

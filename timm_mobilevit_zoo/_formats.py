@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ._extras import require
-from ._rewrite import portable, simplified
+from ._rewrite import portable, simplified, transposeless
 
 __all__ = ["FORMATS", "INPUT", "OUTPUT", "Format", "Run"]
 
@@ -65,10 +65,9 @@ def _to_openvino(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[st
     library = require("openvino", "openvino")
     batch, channels, height, width = x.shape
     sides = [-1, -1] if "size" in dynamic else [height, width]
-    network = simplified(network) if "size" in dynamic else portable(network, x)
-    with _quiet():  # from torch itself: by way of ONNX it fails for EdgeViT
+    with _quiet():
         shape = [-1 if "batch" in dynamic else batch, channels, *sides]
-        converted = library.convert_model(network, example_input=x, input=shape)
+        converted = library.convert_model(transposeless(network), example_input=x, input=shape)
     converted.input(0).get_tensor().set_names({INPUT})
     converted.output(0).get_tensor().set_names({OUTPUT})
     library.save_model(converted, str(path), compress_to_fp16=False)

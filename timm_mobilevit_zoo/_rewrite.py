@@ -15,9 +15,9 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from ._fuse import fuse
-from .models.cloformer import PartialAvgPool2d
+from .models.cloformer import PartialAvgPool2d, PooledAttention
 
-__all__ = ["portable", "simplified"]
+__all__ = ["portable", "simplified", "transposeless"]
 
 
 def simplified(network: nn.Module) -> nn.Module:
@@ -29,6 +29,33 @@ def simplified(network: nn.Module) -> nn.Module:
         return fuse(network)
     except ValueError:
         return copy.deepcopy(network)
+
+
+def transposeless(network: nn.Module) -> nn.Module:
+    """Return what `simplified` does, with CloFormer's attention on maps whose channels stay in front of positions."""
+    network = simplified(network)
+    for name, module in list(network.named_modules()):
+        if type(module) is PooledAttention:
+            parent, _, child = name.rpartition(".")
+            setattr(network.get_submodule(parent), child, _ColumnAttention(module))
+    return network
+
+
+class _ColumnAttention(nn.Module):
+    """Pooled attention in which only the keys are transposed. `(B, C, H, W) -> (B, width, H, W)`."""
+
+    def __init__(self, attn: PooledAttention) -> None:
+        super().__init__()
+        self.q, self.pool, self.kv, self.scale = attn.q, attn.pool, attn.kv, attn.scale
+        self.shape = attn.num_heads, attn.head_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, _, H, W = x.shape
+        heads, dim = self.shape
+        q = self.q(x).reshape(B, heads, dim, H * W)
+        k, v = self.kv(self.pool(x)).reshape(B, 2 * heads, dim, -1).chunk(2, dim=1)  # (B, h, d, M)
+        attn = ((k * self.scale).transpose(-2, -1) @ q).softmax(dim=-2)  # (B, h, M, N)
+        return (v @ attn).reshape(B, heads * dim, H, W)
 
 
 @torch.no_grad()

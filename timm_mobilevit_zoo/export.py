@@ -125,6 +125,16 @@ def to_litert(network: nn.Module, output: str, **options: Any) -> dict[str, Any]
     return _to("litert", network, output, **options)
 
 
+TO = {
+    "onnx": to_onnx,
+    "openvino": to_openvino,
+    "executorch": to_executorch,
+    "coreml": to_coreml,
+    "ncnn": to_ncnn,
+    "litert": to_litert,
+}
+
+
 def _to(
     format: str,
     network: nn.Module,
