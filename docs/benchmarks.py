@@ -183,10 +183,16 @@ def growth_figure(rows: Sequence[dict[str, Any]]) -> Any:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axis = figure.subplots()
     least = min(row["threads"] for row in rows)
-    for _, group in groupby(sorted((row for row in rows if row["threads"] == least), key=_line), key=_line):
+    lines = groupby(sorted((row for row in rows if row["threads"] == least), key=_line), key=_line)
+    for place, (_, group) in enumerate(lines):
         timed = sorted((row["img_size"], row["ms"]["median"], label(row)) for row in group if not row["error"])
         if timed:
-            axis.loglog([one[0] for one in timed], [one[1] for one in timed], "o-", label=timed[0][2].strip("`"))
+            axis.loglog(
+                [one[0] for one in timed],
+                [one[1] for one in timed],
+                "os"[place // 10 % 2] + "-",
+                label=timed[0][2].strip("`"),
+            )
     sizes = sorted({row["img_size"] for row in rows})
     axis.set_xticks(sizes, [str(size) for size in sizes])
     axis.minorticks_off()

@@ -145,7 +145,7 @@ def test_a_wrong_file_is_not_kept(monkeypatch, tmp_path, how, message):
 
 
 BAD = {
-    r"format='tflite' must be one of onnx, openvino, ": {"format": "tflite"},
+    r"format='litert' must be one of onnx, openvino, ": {"format": "litert"},
     r"output='file.pt' must end in .onnx for format=onnx": {"output": "file.pt"},
     r"size=\(0, 64\) must be height and width in pixels": {"size": (0, 64)},
     r"dynamic='width' must be one of batch, size for format=onnx": {"dynamic": ("width",)},

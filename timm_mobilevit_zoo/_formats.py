@@ -97,7 +97,8 @@ def _to_executorch(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[
 
 def _delegation(graph: Any) -> dict[str, Any]:
     """Return how many regions of a graph XNNPACK takes, and the operators that it leaves, with how many of each."""
-    names = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    targets = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    names = [target.removeprefix("<EdgeOpOverload: ").partition(">")[0] for target in targets]
     left = Counter(name for name in names if "call_delegate" not in name and "getitem" not in name)
     return {"regions": sum("call_delegate" in name for name in names), "left": dict(left)}
 
@@ -125,25 +126,11 @@ def _to_coreml(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]
             minimum_deployment_target=library.target.iOS16,
         )
         converted.save(str(path))
-
-
-def _to_litert(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) -> None:
-    library = require("litert_torch", "litert")
-    with _quiet():
-        library.convert(portable(network, x), (x,)).export(str(path))
-
-
-def _run_litert(path: Path) -> Run:
-    interpreter = require("ai_edge_litert.interpreter", "litert").Interpreter(model_path=str(path))
-    interpreter.allocate_tensors()
-    (given,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
-
-    def run(images: Any) -> Any:
-        interpreter.set_tensor(given["index"], images)
-        interpreter.invoke()
-        return interpreter.get_tensor(result["index"]).copy()
-
-    return run
+        told = library.models.MLModel(str(path), skip_model_load=True).get_spec().description
+    given, result = told.input[0], told.output[0]
+    found = given.name, list(given.type.multiArrayType.shape), result.name
+    if found != (INPUT, list(x.shape), OUTPUT):
+        raise ValueError(f"coremltools wrote input, shape and output {found}, not {(INPUT, list(x.shape), OUTPUT)}")
 
 
 def _to_ncnn(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) -> None:
@@ -189,5 +176,4 @@ FORMATS = {
     "executorch": Format(".pte", "executorch", ("executorch",), (), _to_executorch, _run_executorch),
     "coreml": Format(".mlpackage", "coreml", ("coremltools",), (), _to_coreml, None),
     "ncnn": Format(".param", "ncnn", ("pnnx", "ncnn"), (), _to_ncnn, _run_ncnn, (".bin",)),
-    "litert": Format(".tflite", "litert", ("litert_torch", "ai_edge_litert"), (), _to_litert, _run_litert),
 }

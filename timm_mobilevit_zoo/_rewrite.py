@@ -1,7 +1,7 @@
 """Put a network into the form that phones' runtimes take whole: same outputs, plainer layers.
 
 Runtimes hand parts of a network to a fast library of theirs and compute the rest one operation at a time. XNNPACK,
-which ExecuTorch and LiteRT use, knows no norm that is computed from the image: it does know convolutions, linear layers
+which ExecuTorch uses, knows no norm that is computed from the image: it does know convolutions, linear layers
 and the mean over a map. A mean over channels is a 1x1 convolution whose weights are all 1 / C.
 """
 

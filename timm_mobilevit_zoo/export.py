@@ -27,7 +27,7 @@ from ._files import check_free
 from ._formats import FORMATS, INPUT, OUTPUT, Format, Run
 from .predict import load
 
-__all__ = ["export", "to_coreml", "to_executorch", "to_litert", "to_ncnn", "to_onnx", "to_openvino"]
+__all__ = ["export", "to_coreml", "to_executorch", "to_ncnn", "to_onnx", "to_openvino"]
 
 TOLERANCE = 1e-3  # of a standard deviation of the logits; what runs in float32 is off by 1e-6 to 1e-4
 IMAGES = 64  # of a folder, at most
@@ -36,7 +36,7 @@ IMAGES = 64  # of a folder, at most
 def export(
     model: str,
     *,
-    format: Literal["onnx", "openvino", "executorch", "coreml", "litert", "ncnn"],
+    format: Literal["onnx", "openvino", "executorch", "coreml", "ncnn"],
     output: str,
     size: tuple[int, int] | None = None,
     dynamic: Sequence[Literal["batch", "size"]] = (),
@@ -49,8 +49,8 @@ def export(
 
     Args:
         model: Folder that train left, or a name that timm creates with weights.
-        format: What to write: onnx for ONNX Runtime, openvino, executorch (with XNNPACK), coreml, litert, or ncnn.
-        output: File to write, ending in .onnx, .xml, .pte, .mlpackage, .tflite or .param. A manifest is written
+        format: What to write: onnx for ONNX Runtime, openvino, executorch (with XNNPACK), coreml, or ncnn.
+        output: File to write, ending in .onnx, .xml, .pte, .mlpackage or .param. A manifest is written
             beside it.
         size: Height and width of the image, in pixels; those of the model where not given.
         dynamic: What may differ in each call, of batch and size; without them one image of one size. In onnx and
@@ -110,7 +110,7 @@ def to_executorch(network: nn.Module, output: str, **options: Any) -> dict[str, 
 def to_coreml(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
     """Write a network for Core ML, `output` ending in .mlpackage; see `to_onnx` for the rest.
 
-    The file is not run: only its input and output are looked at.
+    The file is not run: only the names of its input and output and the input's shape are compared.
     """
     return _to("coreml", network, output, **options)
 
@@ -120,18 +120,12 @@ def to_ncnn(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
     return _to("ncnn", network, output, **options)
 
 
-def to_litert(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
-    """Write a network for LiteRT, `output` ending in .tflite; see `to_onnx` for the rest."""
-    return _to("litert", network, output, **options)
-
-
 TO = {
     "onnx": to_onnx,
     "openvino": to_openvino,
     "executorch": to_executorch,
     "coreml": to_coreml,
     "ncnn": to_ncnn,
-    "litert": to_litert,
 }
 
 
