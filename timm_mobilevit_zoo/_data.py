@@ -2,19 +2,21 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import create_dataset, create_loader
+from timm.data import create_dataset, create_loader, create_transform
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ._extras import require
 
-__all__ = ["folder_data", "images_in", "make_loader", "named_data", "read_image"]
+__all__ = ["folder_data", "images_in", "make_loader", "named_data", "read_image", "reader"]
 
 TRAIN_FOLDERS = ("train", "training")
 VAL_FOLDERS = ("val", "validation", "valid", "test")
@@ -38,6 +40,13 @@ def read_image(path: str | Path, mode: str) -> Image.Image:
             return image.convert(mode)
     except Exception as error:  # Pillow's plugins raise whatever their format's parser meets
         raise ValueError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def reader(config: dict[str, Any]) -> Callable[[str | Path], Tensor]:
+    """Return what reads an image file as a model's data config asks, `(C, H, W)`; it raises as `read_image` does."""
+    transform: Any = create_transform(**config)
+    mode = "L" if config["input_size"][0] == 1 else "RGB"
+    return lambda path: transform(read_image(path, mode))
 
 
 def images_in(folder: Path) -> list[Path]:

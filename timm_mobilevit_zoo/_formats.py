@@ -26,8 +26,8 @@ class Format(NamedTuple):
     """How a format is written and run.
 
     `write` puts a network for images like `x` into a file, and returns what else is to be told of it; `dynamic` says
-    which of `batch` and `size` may vary.
-    `run` returns what runs the file, None where nothing here can.
+    which of `batch` and `size` may vary. `run` returns what runs the file, None where nothing here can; those that
+    `bench` times take a number of threads, 0 for the runtime's own choice.
     """
 
     suffix: str
@@ -35,7 +35,7 @@ class Format(NamedTuple):
     modules: tuple[str, ...]  # what must be installed
     dynamic: tuple[str, ...]  # what it can leave open
     write: Callable[[nn.Module, Tensor, Path, Sequence[str]], dict[str, Any] | None]
-    run: Callable[[Path], Run] | None
+    run: Callable[..., Run] | None
     beside: tuple[str, ...] = ()  # endings of files that come with it
 
 
@@ -55,9 +55,12 @@ def _to_onnx(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) 
         )
 
 
-def _run_onnx(path: Path) -> Run:
+def _run_onnx(path: Path, threads: int = 0) -> Run:
     library = require("onnxruntime", "onnx")
-    session = library.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = library.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # or its threads take the next one's cores
+    session = library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {INPUT: images})[0]
 
 
@@ -73,13 +76,15 @@ def _to_openvino(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[st
     library.save_model(converted, str(path), compress_to_fp16=False)
 
 
-def _run_openvino(path: Path) -> Run:
+def _run_openvino(path: Path, threads: int = 0) -> Run:
     library = require("openvino", "openvino")
     core = library.Core()
-    core.set_property({"ENABLE_MMAP": False})  # the file is moved afterwards
+    core.set_property({"ENABLE_MMAP": False})  # the file is moved afterwards, or goes
     # Where a CPU has bfloat16 it would be chosen.
-    compiled = core.compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return lambda images: compiled([images])[0]
+    hints = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    compiled = core.compile_model(str(path), "CPU", hints)
+    request, logits = compiled.create_infer_request(), compiled.output(0)
+    return lambda images: request.infer([images], share_inputs=True)[logits]
 
 
 def _to_executorch(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) -> dict[str, Any]:

@@ -78,9 +78,8 @@ class _Folder:
 
     def __init__(self, model: nn.Module) -> None:
         given = inspect.signature(model.forward).parameters.items()
-        defaults = {
-            name: each.default for name, each in given if each.default is not each.empty
-        }  # else they are traced
+        # Or else they are traced, too.
+        defaults = {name: each.default for name, each in given if each.default is not each.empty}
         try:
             graph = _Tracer(autowrap_functions=tuple(get_notrace_functions())).trace(model, defaults)
         except Exception as error:

@@ -31,14 +31,20 @@ def simplified(network: nn.Module) -> nn.Module:
         return copy.deepcopy(network)
 
 
+def _replace(network: nn.Module, made: Callable[[Any], nn.Module | None]) -> nn.Module:
+    """Put what is made of a module in its place, where something is."""
+    for name, module in list(network.named_modules()):
+        if new := made(module):
+            parent, _, child = name.rpartition(".")
+            setattr(network.get_submodule(parent), child, new.eval().requires_grad_(False))
+    return network
+
+
 def transposeless(network: nn.Module) -> nn.Module:
     """Return what `simplified` does, with CloFormer's attention on maps whose channels stay in front of positions."""
-    network = simplified(network)
-    for name, module in list(network.named_modules()):
-        if type(module) is PooledAttention:
-            parent, _, child = name.rpartition(".")
-            setattr(network.get_submodule(parent), child, _ColumnAttention(module))
-    return network
+    return _replace(
+        simplified(network), lambda module: _ColumnAttention(module) if type(module) is PooledAttention else None
+    )
 
 
 class _ColumnAttention(nn.Module):
@@ -67,23 +73,25 @@ def portable(network: nn.Module, x: Tensor) -> nn.Module:
         x: Images of the size that the result is for, `(B, C, H, W)`.
     """
     network = simplified(network)
-    pools = {module: module.window_size for module in network.modules() if type(module) is PartialAvgPool2d}
-    whole: dict[nn.Module, bool] = {}
+    whole: set[nn.Module] = set()
 
-    def look(module: Any, args: Any) -> None:
-        whole[module] = all(side % module.window_size == 0 for side in args[0].shape[2:])
+    def look(pool: Any, args: Any) -> None:
+        if all(side % pool.window_size == 0 for side in args[0].shape[2:]):
+            whole.add(pool)
 
+    pools = [module for module in network.modules() if type(module) is PartialAvgPool2d]
     hooks = [pool.register_forward_pre_hook(look) for pool in pools]
     network(x)
     for hook in hooks:
         hook.remove()
-    for name, module in list(network.named_modules()):
-        parent, _, child = name.rpartition(".")
-        if type(module) is PartialAvgPool2d and whole.get(module):
-            setattr(network.get_submodule(parent), child, nn.AvgPool2d(pools[module]))
-        elif type(module) in _MADE and _is_over_channels(module):
-            setattr(network.get_submodule(parent), child, _MADE[type(module)](module).eval().requires_grad_(False))
-    return network
+
+    def made(module: Any) -> nn.Module | None:
+        if module in whole:
+            return nn.AvgPool2d(module.window_size)
+        make = _MADE.get(type(module))
+        return make(module) if make and _is_over_channels(module) else None
+
+    return _replace(network, made)
 
 
 def _is_over_channels(norm: Any) -> bool:

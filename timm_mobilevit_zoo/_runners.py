@@ -15,8 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from ._extras import require
-from ._formats import FORMATS, INPUT
+from ._formats import FORMATS
 from ._fuse import fuse
 from ._probe import seeded
 from .predict import create
@@ -244,22 +243,12 @@ def _captured(call: Callable[[], Any]) -> Callable[[], Any]:
 def _exported(backend: str, network: nn.Module, x: Tensor, threads: int) -> Callable[[], Any]:
     """Return a call of what `export` writes for this one batch."""
     about, image = FORMATS["onnx" if backend == "onnxruntime" else backend], x.numpy()
-    library = require(backend, about.extra)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, f"model{about.suffix}")
         about.write(network, x, file, ())
-        if backend == "openvino":  # which would choose bfloat16 by itself where the CPU has it
-            hints = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-            core = library.Core()
-            core.set_property({"ENABLE_MMAP": False})  # the file goes
-            compiled = core.compile_model(str(file), "CPU", hints)
-            request = compiled.create_infer_request()
-            return lambda: request.infer([image], share_inputs=True)[compiled.output(0)]
-        options = library.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.add_session_config_entry("session.force_spinning_stop", "1")  # or its threads take the next one's cores
-        session = library.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, {INPUT: image})[0]
+        run: Any = about.run
+        call = run(file, threads)
+    return lambda: call(image)
 
 
 def deviation(found: Iterable[Tensor], expected: Iterable[Tensor], dtype: str) -> float:

@@ -5,26 +5,26 @@ ML is the exception: it runs on Apple's systems alone, and elsewhere only its st
 """
 
 import copy
-import hashlib
 import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
 from safetensors.torch import save
-from timm.data import create_transform, resolve_data_config
+from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from . import __version__
-from ._data import images_in, read_image
+from ._data import images_in, reader
 from ._extras import require
 from ._files import check_free
 from ._formats import FORMATS, INPUT, OUTPUT, Format, Run
+from ._remote import digests
 from .predict import load
 
 __all__ = ["export", "to_coreml", "to_executorch", "to_ncnn", "to_onnx", "to_openvino"]
@@ -68,11 +68,13 @@ def export(
         FileNotFoundError: For an output without a folder, or a model that is none.
         ModuleNotFoundError: Without the extra of the format; it names the pip command.
     """
-    _check(format, Path(output), size, dynamic, images, tolerance, overwrite)
-    if pretrained and timm.is_model(model) and not Path(model).exists() and not _has_weights(model):
-        raise ValueError(f"model={model!r} has no published weights; --no-pretrained exports random ones")
-    network = load(model, pretrained=pretrained, **_sized(model, size))
-    return _export(network, format, Path(output), size, dynamic, images, tolerance)
+    task = _task(format, output, size, dynamic, images, tolerance, overwrite)
+    if pretrained and timm.is_model(model) and not Path(model).exists():
+        cfg: Any = timm.get_pretrained_cfg(model)
+        if not cfg.has_weights:
+            raise ValueError(f"model={model!r} has no published weights; --no-pretrained exports random ones")
+    square = size is not None and size[0] == size[1]  # what is built for one size is built for a square
+    return _export(load(model, pretrained=pretrained, **({"img_size": size[0]} if size and square else {})), task)
 
 
 def to_onnx(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
@@ -120,43 +122,36 @@ def to_ncnn(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
     return _to("ncnn", network, output, **options)
 
 
-TO = {
-    "onnx": to_onnx,
-    "openvino": to_openvino,
-    "executorch": to_executorch,
-    "coreml": to_coreml,
-    "ncnn": to_ncnn,
-}
+class _Task(NamedTuple):
+    """What to write and how to compare it, known to be possible."""
+
+    format: str
+    output: Path
+    size: tuple[int, int] | None
+    dynamic: Sequence[str]
+    images: list[Path]
+    tolerance: float
 
 
-def _to(
+def _to(format: str, network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
+    return _export(network, _task(format, output, **options))
+
+
+def _task(
     format: str,
-    network: nn.Module,
     output: str,
     size: tuple[int, int] | None = None,
     dynamic: Sequence[str] = (),
     images: str = "",
     tolerance: float = TOLERANCE,
     overwrite: bool = False,
-) -> dict[str, Any]:
-    _check(format, Path(output), size, dynamic, images, tolerance, overwrite)
-    return _export(network, format, Path(output), size, dynamic, images, tolerance)
-
-
-def _check(
-    format: str,
-    output: Path,
-    size: tuple[int, int] | None,
-    dynamic: Sequence[str],
-    images: str,
-    tolerance: float,
-    overwrite: bool,
-) -> None:
+) -> _Task:
+    """Return the task, or raise what is wrong with an argument."""
     if format not in FORMATS:
         raise ValueError(f"format={format!r} must be one of {', '.join(FORMATS)}")
-    about = FORMATS[format]
-    if output.suffix != about.suffix:
-        raise ValueError(f"output={str(output)!r} must end in {about.suffix} for format={format}")
+    about, target = FORMATS[format], Path(output)
+    if target.suffix != about.suffix:
+        raise ValueError(f"output={output!r} must end in {about.suffix} for format={format}")
     if size is not None and not (len(size) == 2 and all(isinstance(side, int) and side >= 1 for side in size)):
         raise ValueError(f"size={size} must be height and width in pixels, whole numbers from 1")
     for one in dynamic:
@@ -165,12 +160,14 @@ def _check(
             raise ValueError(f"dynamic={one!r} must be {can} for format={format}")
     if not tolerance > 0:
         raise ValueError(f"tolerance={tolerance} must be above 0")
-    if images and not (Path(images).is_dir() and images_in(Path(images))):
+    found = images_in(Path(images)) if images and Path(images).is_dir() else []
+    if images and not found:
         raise ValueError(f"images={images!r} must be a folder with images in it")
-    for path in _files(about, output):
+    for path in _files(about, target):
         check_free("output", path, overwrite)
     for module in about.modules:
         require(module, about.extra)
+    return _Task(format, target, size, dynamic, found[:IMAGES], tolerance)
 
 
 def _files(about: Format, output: Path) -> list[Path]:
@@ -178,24 +175,8 @@ def _files(about: Format, output: Path) -> list[Path]:
     return [output, *(output.with_suffix(suffix) for suffix in about.beside), output.with_name(output.name + ".json")]
 
 
-def _has_weights(model: str) -> bool:
-    cfg: Any = timm.get_pretrained_cfg(model)
-    return bool(cfg.has_weights)
-
-
-def _sized(model: str, size: tuple[int, int] | None) -> dict[str, int]:
-    return {"img_size": size[0]} if size and size[0] == size[1] else {}
-
-
-def _export(
-    network: nn.Module,
-    format: str,
-    output: Path,
-    size: tuple[int, int] | None,
-    dynamic: Sequence[str],
-    images: str,
-    tolerance: float,
-) -> dict[str, Any]:
+def _export(network: nn.Module, task: _Task) -> dict[str, Any]:
+    format, output, size, dynamic, images, tolerance = task
     cfg: Any = getattr(network, "pretrained_cfg", None)
     if not isinstance(network, nn.Module) or not cfg:
         raise ValueError(
@@ -234,7 +215,7 @@ def _export(
             "format": format,
             "files": {path.name: _digest(path) for path in written},
             "architecture": cfg["architecture"],
-            "weights_sha256": hashlib.sha256(save(network.state_dict())).hexdigest(),
+            "weights_sha256": digests(save(network.state_dict()))["sha256"],
             "input": {
                 "name": INPUT,
                 "shape": _open(x.shape, dynamic),
@@ -275,11 +256,10 @@ def _random(x: Tensor, dynamic: Sequence[str]) -> Iterator[Tensor]:
         yield torch.randn(3 if "batch" in dynamic else 1, channels, *sides, generator=generator)
 
 
-def _real(images: str, config: dict[str, Any]) -> Iterator[Tensor]:
-    transform = create_transform(**config)
-    for path in images_in(Path(images))[:IMAGES] if images else ():
-        pixels: Any = transform(read_image(path, "L" if config["input_size"][0] == 1 else "RGB"))
-        yield pixels[None]
+def _real(images: Sequence[Path], config: dict[str, Any]) -> Iterator[Tensor]:
+    read = reader(config)
+    for path in images:
+        yield read(path)[None]
 
 
 @torch.inference_mode()
@@ -297,9 +277,9 @@ def _compare(network: nn.Module, run: Run, batches: Sequence[Tensor]) -> dict[st
 
 def _digest(path: Path) -> dict[str, Any]:
     """Return the bytes and the sha256 of a file, or of all files of a folder in the order of their names."""
-    content = b"".join(p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()) if path.is_dir() else None
-    content = path.read_bytes() if content is None else content
-    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    files = [file for file in sorted(path.rglob("*")) if file.is_file()] if path.is_dir() else [path]
+    content = b"".join(file.read_bytes() for file in files)
+    return {"bytes": len(content), "sha256": digests(content)["sha256"]}
 
 
 def _versions(about: Format) -> dict[str, str]:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from timm.data import create_transform, resolve_data_config
+from timm.data import resolve_data_config
 from torch import Tensor, nn
 
-from ._data import read_image
+from ._data import reader
 from ._extras import require
 from ._files import check_free, replacing
 from ._layers import Layer, find_vit, locate, received, record, unwrap
@@ -140,7 +140,7 @@ def draw_file(
     network = _load(str(folder) if is_folder else model, pretrained, checkpoint, img_size)
     chans = network.pretrained_cfg["input_size"][0]
     config = resolve_data_config({"img_size": img_size, "in_chans": chans}, model=network)
-    x = create_transform(**config)(read_image(image, "L" if chans == 1 else "RGB"))[None]
+    x = reader(config)(image)[None]
     layers = record(network, x)
     figure = _figure(network, x, layers)
     with replacing(target) as part:

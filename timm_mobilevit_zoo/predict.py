@@ -7,10 +7,10 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import create_transform, resolve_data_config
+from timm.data import resolve_data_config
 from torch import Tensor
 
-from ._data import read_image
+from ._data import reader
 from ._names import our_models
 
 __all__ = ["create", "head_of", "load", "predict", "translate", "weights_from"]
@@ -122,9 +122,7 @@ def predict(model: Any, images: Sequence[str], *, top: int = 5, batch_size: int 
     """
     if top < 1 or batch_size < 1:
         raise ValueError(f"top={top} and batch_size={batch_size} must be at least 1")
-    config = resolve_data_config({}, model=model)
-    transform = create_transform(**config)
-    mode = "L" if config["input_size"][0] == 1 else "RGB"
+    read = reader(resolve_data_config({}, model=model))
     labels = model.pretrained_cfg.get("label_names") or range(model.num_classes)
     results: list[dict[str, Any]] = []
     for start in range(0, len(images), batch_size):
@@ -132,7 +130,7 @@ def predict(model: Any, images: Sequence[str], *, top: int = 5, batch_size: int 
         for path in images[start : start + batch_size]:
             results.append({"image": str(path)})
             try:
-                batch.append((results[-1], transform(read_image(path, mode))))
+                batch.append((results[-1], read(path)))
             except ValueError as error:
                 results[-1]["error"] = str(error)
         if not batch:
