@@ -13,12 +13,13 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from ._prepack import ACTIVATIONS, check_prepack, packed
+from .models._blocks import DepthwiseConv2d
 from .models.cloformer import Scale
 
 __all__ = ["fuse"]
 
 # By exact type, except for what may stand in the way: a subclass may compute anything.
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, DepthwiseConv2d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNormAct2d)
 _SCALES = (Scale, LayerScale, LayerScale2d)
@@ -69,7 +70,7 @@ def fuse(model: nn.Module, *, prepack: bool = False) -> nn.Module:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        kept = (*_NORMS, *_SCALES, *_NOTHING, *get_notrace_modules())
+        kept = (DepthwiseConv2d, *_NORMS, *_SCALES, *_NOTHING, *get_notrace_modules())
         return isinstance(m, kept) or super().is_leaf_module(m, module_qualified_name)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .models._blocks import DepthwiseConv2d
+
 __all__ = ["ACTIVATIONS", "check_prepack", "packed"]
 
 # What torch calls an activation there, its numbers and its variant.
@@ -33,9 +35,10 @@ def check_prepack(model: nn.Module) -> None:
             raise ValueError(f"prepack=True is for float32 on a CPU, and {is_one}: call model.float().cpu() first")
 
 
-def packed(layer: nn.Module, act: nn.Module | None) -> nn.Module | None:
+def packed(layer: Any, act: nn.Module | None) -> nn.Module | None:
     """Return a layer that computes what `layer` does, and then `act`; None where there is no such layer."""
-    if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
+    is_conv = type(layer) in (nn.Conv2d, DepthwiseConv2d)
+    if is_conv and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
         plain = layer.kernel_size == layer.stride == (1, 1) and not any(layer.padding) and layer.groups == 1
         return _Pointwise(layer, act) if plain else _Conv2d(layer, act)
     return _Linear(layer, act) if type(layer) is nn.Linear else None

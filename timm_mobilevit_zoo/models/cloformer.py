@@ -30,6 +30,7 @@ from timm.layers import DropPath, calculate_drop_path_rates, use_fused_attn
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from ._blocks import DepthwiseConv2d
 from ._cfg import imagenet_cfg, pinned_default_cfgs, register_model
 from ._staged import Stage, StagedModel, build_staged, check_args, check_sizes, dilations
 
@@ -67,8 +68,7 @@ class AttnConv(nn.Module):
         dd = {"device": device, "dtype": dtype}
         super().__init__()
         self.qkv = nn.Conv2d(dim, 3 * width, 1, **dd)
-        pad = dilation * (kernel_size // 2)
-        self.mix = nn.Conv2d(3 * width, 3 * width, kernel_size, 1, pad, dilation, groups=3 * width, **dd)
+        self.mix = DepthwiseConv2d(3 * width, kernel_size, 1, dilation, **dd)
         hidden = nn.Conv2d(width, width, 1, **dd)
         self.gate = nn.Sequential(hidden, nn.SiLU(), nn.Conv2d(width, width, 1, **dd), Scale(scale), nn.Tanh())
         self.gate_drop = nn.Dropout(gate_drop)
@@ -219,7 +219,7 @@ class ConvFFN(nn.Module):
         self.norm = nn.GroupNorm(1, dim)
         self.fc1 = nn.Conv2d(dim, hidden, 1)
         self.act = nn.GELU()
-        self.dwconv = nn.Conv2d(hidden, hidden, 5, stride, 2 * dilation, dilation, groups=hidden)
+        self.dwconv = DepthwiseConv2d(hidden, 5, stride, dilation)
         self.drop1 = nn.Dropout(drop)
         self.fc2 = nn.Conv2d(hidden, out_dim, 1)
         self.drop2 = nn.Dropout(drop)

@@ -27,6 +27,7 @@ from timm.layers import DropPath, LayerNorm2d, Mlp, calculate_drop_path_rates, u
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from ._blocks import DepthwiseConv2d
 from ._cfg import imagenet_cfg, pinned_default_cfgs, register_model
 from ._staged import Stage, StagedModel, build_staged, check_args, check_sizes, dilations
 
@@ -160,7 +161,7 @@ class LocalGlobalLocalAttention(nn.Module):
         mlp = partial(Mlp, dim, mlp_dim, drop=proj_drop, **dd)
         self.local_half: nn.Module = nn.Identity()
         if sr_ratio > 1:
-            mix = nn.Conv2d(dim, dim, 5, 1, 2 * dilation, dilation, groups=dim, **dd)
+            mix = DepthwiseConv2d(dim, 5, 1, dilation, **dd)
             aggregate = nn.Sequential(nn.Conv2d(dim, dim, 1, **dd), mix, nn.Conv2d(dim, dim, 1, **dd))
             self.local_half = Half(aggregate, mlp(use_conv=True), False, dim, dilation, drop_path, dd)
         attn = SparseAttention(dim, num_heads, sr_ratio, dilation, attn_drop, proj_drop, dd)

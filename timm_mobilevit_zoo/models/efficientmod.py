@@ -25,6 +25,7 @@ from timm.layers import DropPath, LayerNorm2d, LayerScale2d, Mlp, calculate_drop
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from ._blocks import DepthwiseConv2d
 from ._cfg import imagenet_cfg, pinned_default_cfgs, register_model
 from ._staged import Stage, StagedModel, build_staged, check_args, check_sizes, dilations
 
@@ -71,8 +72,7 @@ class EfficientModulation(nn.Module):
             raise ValueError(f"kernel_size={kernel_size} must be odd")
         self.expand_ratio = expand_ratio
         self.context_in = nn.Linear(dim, dim, **dd)
-        pad = dilation * (kernel_size // 2)
-        self.context_conv = nn.Conv2d(dim, dim, kernel_size, 1, pad, dilation, groups=dim, **dd)
+        self.context_conv = DepthwiseConv2d(dim, kernel_size, 1, dilation, **dd)
         self.context_act = nn.GELU()
         self.context_out = nn.Linear(dim, dim, **dd)
         self.fc1 = nn.Linear(dim, expand_ratio * dim, **dd)

@@ -1,0 +1,142 @@
+"""The depthwise convolution: torch's layer in all that it computes, with another way to its weights' gradient."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from zoo import create, every_staged_first, image
+
+from timm_mobilevit_zoo.models import _blocks
+from timm_mobilevit_zoo.models._blocks import DepthwiseConv2d
+
+CHANNELS_LAST = torch.channels_last
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Each call of our own gradient: without this, the tests would pass on torch's alone."""
+    seen, ours = [], _blocks._Depthwise.apply
+    monkeypatch.setattr(_blocks._Depthwise, "apply", lambda *args: seen.append(args) or ours(*args))
+    return seen
+
+
+def pair(dim, *args, **kwargs):
+    """Our layer and torch's in float64 with the same weights."""
+    ours = DepthwiseConv2d(dim, *args, **kwargs)
+    theirs = nn.Conv2d(dim, dim, ours.kernel_size, ours.stride, ours.padding, ours.dilation, dim)
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs.double()
+
+
+def gradients(layer, x, grad):
+    x = x.clone(memory_format=torch.preserve_format).requires_grad_()
+    out = layer(x)
+    out.backward(grad.to(out.dtype))
+    return [out, x.grad, *(p.grad for p in layer.parameters())]
+
+
+@pytest.mark.parametrize(("kernel_size", "stride", "dilation"), [(5, 1, 1), (5, 2, 1), (7, 1, 2), (9, 2, 2), (5, 3, 4)])
+@pytest.mark.parametrize(
+    ("batch", "dim", "height", "width"), [(3, 5, 14, 9), (1, 32, 7, 7), (2, 17, 1, 4), (2, 16, 31, 30)]
+)
+def test_gradients_are_torchs(calls, kernel_size, stride, dilation, batch, dim, height, width):
+    torch.manual_seed(0)
+    ours, theirs = pair(dim, kernel_size, stride, dilation)
+    x = torch.randn(batch, dim, height, width).contiguous(memory_format=CHANNELS_LAST)
+    out = theirs(x.double())
+    assert out.shape[2:] == (-(-height // stride), -(-width // stride))
+    grad = torch.randn_like(out)
+    expected = gradients(theirs, x.double(), grad)
+    for found, right in zip(gradients(ours, x, grad), expected, strict=True):
+        torch.testing.assert_close(found.double(), right, rtol=1e-5, atol=1e-5 * right.abs().max().item())
+    assert len(calls) == 1
+    assert ours.weight.grad.is_contiguous()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_second_gradients_and_forward_mode(monkeypatch, bias):
+    """In float64, where numbers can be compared with differences."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4, 5, dtype=torch.double).contiguous(memory_format=CHANNELS_LAST).requires_grad_()
+    weight = torch.randn(3, 1, 5, 5, dtype=torch.double, requires_grad=True)
+    shift = torch.randn(3, dtype=torch.double, requires_grad=True) if bias else None
+
+    def call(x, weight, shift):
+        return _blocks._Depthwise.apply(x, weight, shift, (2, 2), (2, 2), (1, 1))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own
+        assert gradcheck(call, (x, weight, shift), check_forward_ad=True)
+        assert gradgradcheck(call, (x, weight, shift))
+
+
+def test_gradients_of_each_image(calls):
+    torch.manual_seed(0)
+    layer = DepthwiseConv2d(4, 5)
+    weights = dict(layer.named_parameters())
+    x = torch.randn(3, 4, 6, 6).contiguous(memory_format=CHANNELS_LAST)
+
+    def loss(weights, one):
+        return (
+            torch.func.functional_call(layer, weights, (one[None].contiguous(memory_format=CHANNELS_LAST),))
+            .square()
+            .sum()
+        )
+
+    found = torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, x)
+    for i, one in enumerate(x):
+        right = torch.autograd.grad(loss(weights, one), list(weights.values()))
+        for grads, grad in zip(found.values(), right, strict=True):
+            torch.testing.assert_close(grads[i], grad)
+    assert calls
+
+
+def test_what_stays_torchs(calls):
+    layer = DepthwiseConv2d(8, 5)
+    x = torch.randn(2, 8, 6, 6)
+    last = x.contiguous(memory_format=CHANNELS_LAST)
+    layer(x)
+    DepthwiseConv2d(8, 3)(last)
+    layer.double()(last.double())
+    layer.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(last).dtype == torch.bfloat16
+    with torch.inference_mode():
+        layer(last)
+    torch.jit.trace(layer, last)(last)
+    torch.testing.assert_close(torch.jit.script(layer)(last), layer.requires_grad_(False)(last))
+    assert not calls
+    layer.requires_grad_(True)(last)
+    assert len(calls) == 1
+
+
+def test_forward_mode_through_a_layer(calls):
+    layer = DepthwiseConv2d(4, 5)
+    x, direction = (torch.randn(2, 4, 6, 6).contiguous(memory_format=CHANNELS_LAST) for _ in range(2))
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, direction))).tangent
+    torch.testing.assert_close(tangent, layer._conv_forward(direction, layer.weight, None))
+    assert calls
+
+
+@every_staged_first
+def test_gradients_of_a_network(name, monkeypatch):
+    """With the layer's own way and with torch's: the same, and the networks with large weights take ours."""
+    network = create(name, num_classes=3).eval()
+    twin = copy.deepcopy(network)
+    large = [m for m in network.modules() if isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1]
+    large = [m for m in large if m.kernel_size[0] >= 5]
+    assert all(type(m) is DepthwiseConv2d for m in large)
+    x, used, ours = image(), [], _blocks._Depthwise.apply
+    monkeypatch.setattr(_blocks._Depthwise, "apply", lambda *args: used.append(args) or ours(*args))
+    network(x).square().sum().backward()
+    assert len(used) == len(large)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    twin(x).square().sum().backward()
+    assert len(used) == len(large)
+    expected = torch.cat([p.grad.flatten() for p in twin.parameters() if p.grad is not None])
+    found = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
