@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from torch.nn.grad import conv2d_input
 
 __all__ = ["DepthwiseConv2d", "fold", "unfold"]
 
@@ -94,7 +93,8 @@ class _Depthwise(torch.autograd.Function):
         dim, _, height, width = weight.shape
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
-            of_x = conv2d_input(x.shape, weight, grad, stride, padding, dilation, groups=dim)
+            how = None, stride, padding, dilation, False, (0, 0), dim, (True, False, False)
+            of_x = torch.ops.aten.convolution_backward(grad, x, weight, *how)[0]  # torch.nn.grad's forgets x's layout
         if ctx.needs_input_grad[1]:
             images = zip(x.split(1), grad.contiguous(memory_format=torch.channels_last), strict=True)
             total: Any = sum(F.conv2d(i, g[:, None], None, dilation, padding, stride, groups=dim) for i, g in images)
