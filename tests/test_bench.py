@@ -363,7 +363,7 @@ def test_a_missing_back_end_names_the_pip_command(monkeypatch, missing):
         monkeypatch.setitem(sys.modules, name, sys)  # any module
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ModuleNotFoundError, match=rf"^{missing} is not installed: pip install '.*\[export\]'"):
-        bench.bench([NAME], backend=_runners.EXPORTED, device="cpu")
+        bench.bench([NAME], backend=tuple(_runners.EXPORTED), device="cpu")
 
 
 def test_the_picture_has_the_claims(tmp_path):

@@ -38,7 +38,8 @@ __all__ = [
 ]
 
 Backend = Literal["eager", "fuse", "prepack", "compile", "fuse+compile", "onnxruntime", "openvino"]
-EXPORTED = ("onnxruntime", "openvino")  # run outside of torch: fp32, evaluation, a CPU, tensors in their own order
+# Run outside of torch: fp32, evaluation, a CPU, tensors in their own order.
+EXPORTED = {"onnxruntime": FORMATS["onnx"], "openvino": FORMATS["openvino"]}
 CPU_ONLY = (*EXPORTED, "prepack")  # what there is no choice of memory format and type for
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -242,7 +243,7 @@ def _captured(call: Callable[[], Any]) -> Callable[[], Any]:
 
 def _exported(backend: str, network: nn.Module, x: Tensor, threads: int) -> Callable[[], Any]:
     """Return a call of what `export` writes for this one batch."""
-    about, image = FORMATS["onnx" if backend == "onnxruntime" else backend], x.numpy()
+    about, image = EXPORTED[backend], x.numpy()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, f"model{about.suffix}")
         about.write(network, x, file, ())

@@ -181,8 +181,8 @@ def _check(options: dict[str, Any], device: torch.device) -> None:
     untrained = [name for name in options["backend"] if name not in ("eager", "compile")]
     if untrained and "train" in options["mode"]:
         raise ValueError(f"backend={untrained[0]} does not train; with mode=train give eager or compile alone")
-    for name in [*outside, *["onnx"] * bool(outside)]:  # torch writes the file by way of onnx
-        require(name, "export")
+    for module in {module for name in outside for module in EXPORTED[name].modules}:
+        require(module, "export")
     if options["plot"]:
         endings = require("matplotlib.figure", "viz").Figure().canvas.get_supported_filetypes()
         if Path(options["plot"]).suffix.lower().removeprefix(".") not in endings:
