@@ -66,6 +66,7 @@ def _has_faster_gradient(x: Tensor, weight: Tensor) -> bool:
         and x.dtype == weight.dtype == torch.float32
         and x.is_contiguous(memory_format=torch.channels_last)
         and torch.backends.mkldnn.is_available()
+        and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")  # measured; others may have no such kernel
         and not torch.is_autocast_enabled("cpu")
     )
 
