@@ -1,0 +1,145 @@
+// How long each model takes here, on each back end.
+import { Engine } from "./engine.js";
+
+const WARM_UP = 5;
+
+/** The settings to try: `{ backend, threads, name }`. */
+export function backends(threads) {
+  const several = self.crossOriginIsolated && threads > 1;
+  return [
+    { backend: "wasm", threads: 1, name: "WASM, 1 thread" },
+    ...(several ? [{ backend: "wasm", threads, name: `WASM, ${threads} threads` }] : []),
+    { backend: "webgpu", threads: 1, name: "WebGPU" },
+  ];
+}
+
+/** The value below which a share of the sorted times lies. */
+function quantile(sorted, share) {
+  const at = share * (sorted.length - 1);
+  const below = Math.floor(at);
+  return sorted[below] + (at - below) * ((sorted[below + 1] ?? sorted[below]) - sorted[below]);
+}
+
+/**
+ * Time models on one back end, in turns, so that a device that grows warm slows all of them. Return rows, of which those
+ * that failed have an `error`. `say` is called with what is being done, `signal` stops it.
+ */
+async function measureOne(setting, models, sizes, runs, say, progress, signal) {
+  const rows = models.map(({ name, file, manifest }) => ({ model: name, file, input: manifest.input, times: [] }));
+  const engine = new Engine(progress);
+  const abort = () => engine.close();
+  signal.addEventListener("abort", abort);
+  const guarded = async (row, work) => {
+    try {
+      if (!row.error) await work();
+    } catch (error) {
+      row.error = error.message;
+    }
+  };
+  try {
+    say(`${setting.name}: starting`);
+    await engine.call("start", { ...setting, sizes });
+    for (const row of rows) {
+      say(`${setting.name}: loading ${row.model}`);
+      await guarded(row, async () => {
+        await engine.call("open", models.find(({ file }) => file === row.file));
+        row.threads = await engine.call("threads");
+      });
+    }
+    for (let run = -WARM_UP; run < runs; run++) {
+      say(`${setting.name}: ${run < 0 ? "warming up" : `run ${run + 1} of ${runs}`}`);
+      for (const row of rows) {
+        await guarded(row, async () => {
+          const time = await engine.call("time", { file: row.file, input: row.input });
+          if (run >= 0) row.times.push(time);
+        });
+      }
+    }
+  } catch (error) {
+    for (const row of rows) row.error ??= error.message;
+  } finally {
+    signal.removeEventListener("abort", abort);
+    engine.close();
+  }
+  return rows.map(({ file, input, ...row }) => ({ ...row, backend: setting.name, size: input.shape.slice(2) }));
+}
+
+/** Time models on all back ends; return rows with `median`, `q1` and `q3` in ms, and `ratio` to the first that ran. */
+export async function measure({ models, sizes, runs, threads, say, progress, signal }) {
+  const rows = [];
+  for (const setting of backends(threads)) {
+    rows.push(...(await measureOne(setting, models, sizes, runs, say, progress, signal)));
+    if (signal.aborted) throw new Error("stopped");
+  }
+  for (const row of rows) {
+    if (row.error) continue;
+    const sorted = [...row.times].sort((a, b) => a - b);
+    Object.assign(row, { q1: quantile(sorted, 0.25), median: quantile(sorted, 0.5), q3: quantile(sorted, 0.75) });
+  }
+  const first = rows.find((row) => !row.error);
+  for (const row of rows) if (!row.error) row.ratio = row.median / first.median;
+  return rows;
+}
+
+/** What a reader may send on: the rows, and the device and settings that they hold for. */
+export function report(rows, index, runs) {
+  const { userAgent, hardwareConcurrency, deviceMemory = null } = navigator;
+  const device = { userAgent, hardwareConcurrency, deviceMemory, crossOriginIsolated: self.crossOriginIsolated };
+  const versions = { "onnxruntime-web": index.runtime.version, ...index.versions };
+  return { date: new Date().toISOString(), device, versions, batch: 1, warmUp: WARM_UP, runs, unit: "ms", rows };
+}
+
+const text = (tag, content, place = document) => {
+  const node = place === document ? document.createElement(tag) : document.createElementNS(place, tag);
+  node.textContent = content;
+  return node;
+};
+const short = (time) => time.toPrecision(3).replace(/e.*/, "");
+
+/** Fill the body of a table. */
+export function fillTable(body, rows) {
+  body.replaceChildren(
+    ...rows.map((row) => {
+      const line = document.createElement("tr");
+      const head = text("th", row.model);
+      head.scope = "row";
+      line.append(head, text("td", row.backend));
+      if (row.error) {
+        const cell = text("td", row.error);
+        Object.assign(cell, { colSpan: 3, className: "error" });
+        line.append(cell);
+      } else {
+        const cells = [short(row.median), `${short(row.q1)}–${short(row.q3)}`, row.ratio.toFixed(2)];
+        line.append(...cells.map((cell) => text("td", cell)));
+      }
+      return line;
+    }),
+  );
+}
+
+/** Draw a bar a row that ran: as long as the median, with a line from quartile to quartile. */
+export function drawChart(svg, rows) {
+  const space = "http://www.w3.org/2000/svg";
+  const ran = rows.filter((row) => !row.error);
+  const most = Math.max(...ran.map((row) => row.q3));
+  const height = 44;
+  svg.setAttribute("height", height * ran.length);
+  const shape = (tag, attributes) => {
+    const node = document.createElementNS(space, tag);
+    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    return node;
+  };
+  const share = (time) => `${(100 * time) / most}%`;
+  svg.replaceChildren(
+    ...ran.flatMap((row, i) => {
+      const label = text("text", `${row.model}, ${row.backend}: ${short(row.median)} ms`, space);
+      label.setAttribute("y", height * i + 15);
+      const middle = height * i + 29;
+      return [
+        label,
+        shape("rect", { y: middle - 7, height: 14, width: share(row.median), class: `bar ${row.backend[1] === "e" ? "gpu" : ""}` }),
+        shape("line", { y1: middle, y2: middle, x1: share(row.q1), x2: share(row.q3), class: "spread" }),
+      ];
+    }),
+  );
+}
