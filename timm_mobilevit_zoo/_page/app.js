@@ -1,6 +1,6 @@
 // The page itself: what the reader presses, and what is shown for it.
 import { Engine } from "./engine.js";
-import { drawMap, drawScale, range } from "./overlay.js";
+import { drawMap, drawScale, isFlat, range } from "./overlay.js";
 import { geometry } from "./preprocess.js";
 import { drawChart, fillTable, measure, report } from "./timing.js";
 
@@ -10,19 +10,22 @@ const $ = (id) => document.getElementById(id);
 const mebi = (bytes) => (bytes / 2 ** 20).toFixed(1);
 
 /** What is loaded and shown. */
-export const state = { index: null, engine: null, model: null, picture: null, classes: null, maps: null, map: null, report: null };
+export const state = { index: null, engine: null, model: null, picture: null, classes: null, maps: null, map: null, isLayerChosen: false,
+  report: null };
 
 const last = (path) => path.split("/").at(-1);
 
 function say(message, isError = false) {
+  if ($("status").textContent === message) return;
   $("status").textContent = message;
   $("status").classList.toggle("error", isError);
 }
 
 function progress({ file, loaded, bytes }) {
-  $("progress").hidden = loaded >= bytes;
+  for (const id of ["progress", "loaded"]) $(id).hidden = loaded >= bytes;
   $("progress").value = loaded / bytes;
-  if (loaded < bytes) say(`Loading ${last(file)}: ${mebi(loaded)} of ${mebi(bytes)} MiB`);
+  $("loaded").textContent = `${last(file)}: ${mebi(loaded)} of ${mebi(bytes)} MiB`; // not read out: it changes all the time
+  if (loaded < bytes) say(`Loading ${last(file)}`);
 }
 
 /** Do work whose failure the reader is told. */
@@ -30,7 +33,7 @@ async function told(work) {
   try {
     return await work();
   } catch (error) {
-    $("progress").hidden = true;
+    for (const id of ["progress", "loaded"]) $(id).hidden = true;
     say(error.message, true);
   }
 }
@@ -73,17 +76,18 @@ async function choose(number) {
   $("attention").hidden = !maps.length;
   $("no-attention").hidden = Boolean(maps.length);
   $("layer").replaceChildren(...maps.map(({ title }) => new Option(title)));
-  $("layer").selectedIndex = foremost(maps);
+  state.isLayerChosen = false;
   say("Ready");
   if (state.picture) await classify();
 }
 
-/** The map to begin with: the roll-out, or of the attentions whose maps have 4 x 4 cells the last one. */
-function foremost(maps) {
-  const rolled = maps.findIndex(({ kind }) => kind === "roll-out");
-  if (rolled >= 0) return rolled;
-  const coarse = maps.findLastIndex(({ kind, shape }) => kind !== "gate" && Math.min(...shape) >= 4);
-  return coarse >= 0 ? coarse : maps.findLastIndex(({ kind }) => kind !== "gate");
+/** The map to begin with: the roll-out, or else the last of 4 x 4 cells that are not all alike; gates come after. */
+function foremost(maps, values) {
+  const rough = ({ shape }) => Math.min(...shape) >= 4;
+  const ranks = maps.map((map) =>
+    [map.kind === "roll-out", !isFlat(values[map.output].data), rough(map), map.kind !== "gate"].map(Number).join(""),
+  );
+  return ranks.lastIndexOf([...ranks].sort().at(-1));
 }
 
 /** Read the pixels of an image or video frame, smaller where a canvas could not hold them. */
@@ -145,6 +149,7 @@ async function classify() {
   showClasses();
   state.maps = null;
   await showAttention();
+  say("Ready");
 }
 
 function showClasses() {
@@ -177,7 +182,7 @@ async function showAttention() {
   if (!state.maps) {
     await engine.call("open", model.maps);
     state.maps = await engine.call("run", { file: model.maps.file, input: model.manifest.input });
-    say("Ready");
+    if (!state.isLayerChosen) $("layer").selectedIndex = foremost(model.maps.outputs, state.maps);
   }
   const { output, title, kind, text } = model.maps.outputs[$("layer").selectedIndex];
   const { data, dims } = state.maps[output];
@@ -185,7 +190,12 @@ async function showAttention() {
   drawMap($("overlay"), state.map);
   drawScale($("scale"), kind);
   [$("low").textContent, $("high").textContent] = range(state.map.values, kind).map((value) => value.toPrecision(3));
-  $("kind").textContent = text;
+  $("kind").textContent = text + (isFlat(state.map.values) ? "; here it is the same everywhere" : "");
+}
+
+async function reshow() {
+  await showAttention();
+  say("Ready");
 }
 
 // The camera
@@ -207,7 +217,7 @@ async function startCamera() {
     throw new Error(`The camera cannot be used: ${error.message}`);
   }
   $("camera").setAttribute("aria-pressed", "true");
-  $("camera").textContent = "Take this picture";
+  $("camera").textContent = "Take picture";
   $("classes").setAttribute("aria-live", "off"); // or each frame would be read out
   const video = $("video");
   video.srcObject = stream;
@@ -233,7 +243,9 @@ async function time() {
   try {
     const { models, runtime } = state.index;
     const loading = ({ file, loaded, bytes }) => announce(`Loading ${last(file)}: ${mebi(loaded)} of ${mebi(bytes)} MiB`);
-    const rows = await measure({ models, sizes: runtime.files, runs, threads, say: announce, progress: loading, signal: stop.signal });
+    const sizes = runtime.files;
+    const { signal } = stop;
+    const rows = await measure({ models, sizes, runs, threads, say: announce, progress: loading, signal });
     state.report = report(rows, state.index, runs);
     fillTable($("rows"), rows);
     drawChart($("chart"), rows);
@@ -275,8 +287,11 @@ $("stage").addEventListener("drop", (event) => {
   if (file && state.model) told(() => open(file));
 });
 $("model").addEventListener("change", () => told(() => choose($("model").selectedIndex)));
-$("show").addEventListener("change", () => told(showAttention));
-$("layer").addEventListener("change", () => told(showAttention));
+$("show").addEventListener("change", () => told(reshow));
+$("layer").addEventListener("change", () => {
+  state.isLayerChosen = true;
+  told(reshow);
+});
 $("camera").addEventListener("click", () => told(() => (stream ? stopCamera() : startCamera())));
 $("timing").addEventListener("submit", (event) => {
   event.preventDefault();

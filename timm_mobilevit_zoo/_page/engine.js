@@ -5,6 +5,7 @@ export class Engine {
   constructor(progress = () => {}) {
     this.waiting = new Map();
     this.count = 0;
+    this.isClosed = false;
     this.worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
     this.worker.onmessage = ({ data }) => {
       if (data.progress) return progress(data.progress);
@@ -23,12 +24,14 @@ export class Engine {
 
   call(call, args) {
     return new Promise((resolve, reject) => {
+      if (this.isClosed) return reject(new Error("stopped"));
       this.waiting.set(++this.count, { resolve, reject });
       this.worker.postMessage({ id: this.count, call, args });
     });
   }
 
   close() {
+    this.isClosed = true;
     this.worker.terminate();
     this.fail("stopped");
   }

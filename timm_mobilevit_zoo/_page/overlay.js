@@ -20,6 +20,12 @@ export function range(values, kind) {
   return kind === "gate" ? [-limit, limit] : [Math.min(least, 0.99 * limit), limit];
 }
 
+/** Whether the cells of a map differ by no more than rounding. */
+export function isFlat(values) {
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  return high - low <= 1e-5 * Math.max(Math.abs(low), Math.abs(high));
+}
+
 /** Draw a map `{ values, height, width, kind }` into a canvas, a pixel a cell. */
 export function drawMap(canvas, { values, height, width, kind }) {
   const [low, high] = range(values, kind);

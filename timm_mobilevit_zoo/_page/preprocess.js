@@ -1,4 +1,5 @@
-// An image as a model takes it: what timm's evaluation transform computes with Pillow, to the bit.
+// An image as a model takes it: what timm's evaluation transform computes with Pillow, to the bit. (Pillow 13 takes the
+// height before the width where it shrinks far more, as happens to what is squashed: there single pixels differ.)
 
 const cubic = (x) => {
   x = Math.abs(x);
@@ -91,9 +92,10 @@ export function resample(image, input) {
   const down = taps(image.height, height, crop.top, crop.height, filter);
   const source = packed(image, channels);
   const narrow = new Uint8ClampedArray(image.height * crop.width * channels);
-  pass(source, image.height, image.width * channels, channels, across, channels, narrow, crop.width * channels, channels);
-  const square = new Uint8ClampedArray(crop.height * crop.width * channels);
-  pass(narrow, crop.width, channels, crop.width * channels, down, channels, square, channels, crop.width * channels);
+  const row = crop.width * channels;
+  pass(source, image.height, image.width * channels, channels, across, channels, narrow, row, channels);
+  const square = new Uint8ClampedArray(crop.height * row);
+  pass(narrow, crop.width, channels, row, down, channels, square, channels, row);
   return square;
 }
 

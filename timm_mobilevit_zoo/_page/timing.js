@@ -2,6 +2,7 @@
 import { Engine } from "./engine.js";
 
 const WARM_UP = 5;
+const GPU = "WebGPU";
 
 /** The settings to try: `{ backend, threads, name }`. */
 export function backends(threads) {
@@ -9,7 +10,7 @@ export function backends(threads) {
   return [
     { backend: "wasm", threads: 1, name: "WASM, 1 thread" },
     ...(several ? [{ backend: "wasm", threads, name: `WASM, ${threads} threads` }] : []),
-    { backend: "webgpu", threads: 1, name: "WebGPU" },
+    { backend: "webgpu", threads: 1, name: GPU },
   ];
 }
 
@@ -46,7 +47,7 @@ async function measureOne(setting, models, sizes, runs, say, progress, signal) {
         row.threads = await engine.call("threads");
       });
     }
-    for (let run = -WARM_UP; run < runs; run++) {
+    for (let run = -WARM_UP; run < runs && !signal.aborted; run++) {
       say(`${setting.name}: ${run < 0 ? "warming up" : `run ${run + 1} of ${runs}`}`);
       for (const row of rows) {
         await guarded(row, async () => {
@@ -89,57 +90,38 @@ export function report(rows, index, runs) {
   return { date: new Date().toISOString(), device, versions, batch: 1, warmUp: WARM_UP, runs, unit: "ms", rows };
 }
 
-const text = (tag, content, place = document) => {
-  const node = place === document ? document.createElement(tag) : document.createElementNS(place, tag);
-  node.textContent = content;
-  return node;
+const node = (tag, attributes = {}, children = [], space = "http://www.w3.org/1999/xhtml") => {
+  const made = document.createElementNS(space, tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
 };
-const short = (time) => time.toPrecision(3).replace(/e.*/, "");
+const shape = (tag, attributes, children) => node(tag, attributes, children, "http://www.w3.org/2000/svg");
+const short = (time) => (time < 100 ? time.toPrecision(3) : time.toFixed(0));
 
 /** Fill the body of a table. */
 export function fillTable(body, rows) {
   body.replaceChildren(
     ...rows.map((row) => {
-      const line = document.createElement("tr");
-      const head = text("th", row.model);
-      head.scope = "row";
-      line.append(head, text("td", row.backend));
-      if (row.error) {
-        const cell = text("td", row.error);
-        Object.assign(cell, { colSpan: 3, className: "error" });
-        line.append(cell);
-      } else {
-        const cells = [short(row.median), `${short(row.q1)}–${short(row.q3)}`, row.ratio.toFixed(2)];
-        line.append(...cells.map((cell) => text("td", cell)));
-      }
-      return line;
+      const head = node("th", { scope: "row" }, [row.model, node("span", {}, [row.backend])]);
+      if (row.error) return node("tr", {}, [head, node("td", { colspan: 3, class: "error" }, [row.error])]);
+      const cells = [short(row.median), `${short(row.q1)}–${short(row.q3)}`, row.ratio.toFixed(2)];
+      return node("tr", {}, [head, ...cells.map((cell) => node("td", {}, [cell]))]);
     }),
   );
 }
 
-/** Draw a bar a row that ran: as long as the median, with a line from quartile to quartile. */
-export function drawChart(svg, rows) {
-  const space = "http://www.w3.org/2000/svg";
+/** Draw a bar for each row that ran: as long as the median, with a line from quartile to quartile. */
+export function drawChart(chart, rows) {
   const ran = rows.filter((row) => !row.error);
   const most = Math.max(...ran.map((row) => row.q3));
-  const height = 44;
-  svg.setAttribute("height", height * ran.length);
-  const shape = (tag, attributes) => {
-    const node = document.createElementNS(space, tag);
-    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-    return node;
-  };
   const share = (time) => `${(100 * time) / most}%`;
-  svg.replaceChildren(
-    ...ran.flatMap((row, i) => {
-      const label = text("text", `${row.model}, ${row.backend}: ${short(row.median)} ms`, space);
-      label.setAttribute("y", height * i + 15);
-      const middle = height * i + 29;
-      return [
-        label,
-        shape("rect", { y: middle - 7, height: 14, width: share(row.median), class: `bar ${row.backend[1] === "e" ? "gpu" : ""}` }),
-        shape("line", { y1: middle, y2: middle, x1: share(row.q1), x2: share(row.q3), class: "spread" }),
-      ];
+  chart.replaceChildren(
+    ...ran.map((row) => {
+      const bar = shape("rect", { height: 14, width: share(row.median), class: row.backend === GPU ? "gpu" : "bar" });
+      const spread = shape("line", { y1: 7, y2: 7, x1: share(row.q1), x2: share(row.q3) });
+      const label = node("p", {}, [`${row.model}, ${row.backend}: ${short(row.median)} ms`]);
+      return node("div", {}, [label, shape("svg", { width: "100%", height: 14 }, [bar, spread])]);
     }),
   );
 }
