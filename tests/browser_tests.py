@@ -127,6 +127,18 @@ def chromium():
 
 
 @pytest.fixture
+def chromium_with_gpu(chromium):
+    """Chromium with a GPU made of software."""
+    flags = ["--enable-unsafe-webgpu", "--enable-features=Vulkan", "--use-vulkan=swiftshader"]
+    flags += ["--use-webgpu-adapter=swiftshader", "--use-angle=swiftshader"]
+    flags += [flag for flag in FLAGS if flag != "--disable-gpu"]
+    kind = chromium.browser_type
+    browser = kind.launch(executable_path=os.environ["ZOO_CHROMIUM"], args=flags, ignore_default_args=["--disable-gpu"])
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
 def visit(chromium):
     """What opens an address; afterwards nothing may have come from elsewhere, and nothing may have gone wrong."""
     contexts, origins, requests, errors = [], set(), [], []
@@ -295,6 +307,7 @@ def test_times_and_layout(visit, url, digits, viewport):
         assert 0 < row["q1"] <= row["median"] <= row["q3"]
         assert row["median"] == pytest.approx(float(np.median(row["times"])))
         assert row["q3"] == pytest.approx(float(np.quantile(row["times"], 0.75)))
+        assert row["off"] < 1e-4
         assert row["ratio"] == pytest.approx(row["median"] / report["rows"][0]["median"])
     assert report["device"]["crossOriginIsolated"] is True
     assert tab.locator("#rows tr").count() == len(report["rows"])
@@ -308,6 +321,46 @@ def test_times_and_layout(visit, url, digits, viewport):
     tab.set_viewport_size(viewport)
     if folder := os.environ.get("ZOO_SCREENSHOTS"):
         tab.screenshot(path=Path(folder, f"page-{viewport['width']}.png"), full_page=True)
+
+
+def test_webgpu_computes_the_same(chromium_with_gpu, url):
+    tab = chromium_with_gpu.new_page()
+    tab.goto(url)
+    ready(tab)
+    found = tab.evaluate(
+        """async () => {
+          const [{ Engine }, { state }] = [await import("./engine.js"), await import("./app.js")];
+          const model = state.index.models.at(-1);
+          const logits = [];
+          for (const backend of ["wasm", "webgpu"]) {
+            const engine = new Engine();
+            await engine.call("start", { backend, threads: 1, sizes: state.index.runtime.files });
+            await engine.call("open", model);
+            logits.push(Array.from(await engine.call("check", { file: model.file, ...model.manifest })));
+            engine.close();
+          }
+          return logits;
+        }"""
+    )
+    wasm, webgpu = torch.tensor(found)
+    assert float((wasm - webgpu).abs().max() / wasm.std()) < 1e-3
+    assert not torch.equal(wasm, webgpu)
+
+
+@pytest.mark.parametrize(("off", "told"), [("0.0009", False), ("0.5", True), ("NaN", True)])
+def test_a_back_end_that_computes_otherwise_is_told(visit, url, off, told):
+    tab = visit(url + "preprocess.js")
+    text = tab.evaluate(
+        """async (off) => {
+          const { fillTable } = await import("./timing.js");
+          const body = document.createElement("tbody");
+          fillTable(body, [{ model: "m", backend: "b", median: 2, q1: 1, q3: 3, ratio: 1, off: Number(off) }]);
+          return body.textContent;
+        }""",
+        off,
+    )
+    assert ("computes otherwise: off by" in text) == told
+    assert text.endswith("2.001.00–3.001.00")
 
 
 def test_any_server_of_files_does_with_one_thread(visit, plain, digits):

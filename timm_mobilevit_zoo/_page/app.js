@@ -10,10 +10,20 @@ const $ = (id) => document.getElementById(id);
 const mebi = (bytes) => (bytes / 2 ** 20).toFixed(1);
 
 /** What is loaded and shown. */
-export const state = { index: null, engine: null, model: null, picture: null, classes: null, maps: null, map: null, isLayerChosen: false,
-  report: null };
+export const state = {
+  index: null, // what models/index.json says
+  engine: null,
+  model: null, // the one of the index that is chosen
+  picture: null,
+  classes: null, // likeliest first
+  maps: null, // all of the picture's
+  map: null, // the one that is shown
+  isLayerChosen: false,
+  report: null, // times
+};
 
 const last = (path) => path.split("/").at(-1);
+const amount = ({ file, loaded, bytes }) => `${last(file)}: ${mebi(loaded)} of ${mebi(bytes)} MiB`;
 
 function say(message, isError = false) {
   if ($("status").textContent === message) return;
@@ -24,7 +34,7 @@ function say(message, isError = false) {
 function progress({ file, loaded, bytes }) {
   for (const id of ["progress", "loaded"]) $(id).hidden = loaded >= bytes;
   $("progress").value = loaded / bytes;
-  $("loaded").textContent = `${last(file)}: ${mebi(loaded)} of ${mebi(bytes)} MiB`; // not read out: it changes all the time
+  $("loaded").textContent = amount({ file, loaded, bytes }); // not read out: it changes often
   if (loaded < bytes) say(`Loading ${last(file)}`);
 }
 
@@ -50,14 +60,15 @@ async function start() {
   for (const model of index.models) model.manifest = await json(`models/${model.manifest}`);
   $("model").replaceChildren(...index.models.map(({ name }) => new Option(name)));
   $("model-row").hidden = index.models.length === 1;
-  $("made").textContent = `ONNX Runtime Web ${index.runtime.version}; timm-mobilevit-zoo ${index.versions.timm_mobilevit_zoo}`;
+  const { runtime, versions } = index;
+  $("made").textContent = `ONNX Runtime Web ${runtime.version}; timm-mobilevit-zoo ${versions.timm_mobilevit_zoo}`;
   const cores = navigator.hardwareConcurrency || 1;
   $("threads").value = self.crossOriginIsolated ? Math.min(4, cores) : 1;
   $("threads").disabled = !self.crossOriginIsolated;
   $("threads-note").hidden = self.crossOriginIsolated;
   $("camera-note").hidden = Boolean(navigator.mediaDevices);
   state.engine = new Engine(progress);
-  await state.engine.call("start", { backend: "wasm", threads: Number($("threads").value), sizes: index.runtime.files });
+  await state.engine.call("start", { backend: "wasm", threads: Number($("threads").value), sizes: runtime.files });
   await choose(0);
   for (const id of ["model", "file", "time"]) $(id).disabled = false;
   $("camera").disabled = !navigator.mediaDevices;
@@ -242,10 +253,9 @@ async function time() {
   $("stop").hidden = false;
   try {
     const { models, runtime } = state.index;
-    const loading = ({ file, loaded, bytes }) => announce(`Loading ${last(file)}: ${mebi(loaded)} of ${mebi(bytes)} MiB`);
-    const sizes = runtime.files;
-    const { signal } = stop;
-    const rows = await measure({ models, sizes, runs, threads, say: announce, progress: loading, signal });
+    const loading = (part) => announce(`Loading ${amount(part)}`);
+    const given = { models, sizes: runtime.files, runs, threads, signal: stop.signal };
+    const rows = await measure({ ...given, say: announce, progress: loading });
     state.report = report(rows, state.index, runs);
     fillTable($("rows"), rows);
     drawChart($("chart"), rows);

@@ -2,6 +2,7 @@
 import { Engine } from "./engine.js";
 
 const WARM_UP = 5;
+const TOLERANCE = 1e-3; // of the logits' standard deviation, between back ends
 const GPU = "WebGPU";
 
 /** The settings to try: `{ backend, threads, name }`. */
@@ -22,11 +23,12 @@ function quantile(sorted, share) {
 }
 
 /**
- * Time models on one back end, in turns, so that a device that grows warm slows all of them. Return rows, of which those
- * that failed have an `error`. `say` is called with what is being done, `signal` stops it.
+ * Time models on one back end, in turns, so that a device that grows warm slows all of them. Return rows with `times`
+ * and `logits`, or an `error`. `say` is called with what is being done, `signal` stops it.
  */
 async function measureOne(setting, models, sizes, runs, say, progress, signal) {
-  const rows = models.map(({ name, file, manifest }) => ({ model: name, file, input: manifest.input, times: [] }));
+  const rows = models.map((model) => ({ model: model.name, times: [] }));
+  const told = models.map(({ file, manifest: { input, output } }) => ({ file, input, output }));
   const engine = new Engine(progress);
   const abort = () => engine.close();
   signal.addEventListener("abort", abort);
@@ -40,18 +42,19 @@ async function measureOne(setting, models, sizes, runs, say, progress, signal) {
   try {
     say(`${setting.name}: starting`);
     await engine.call("start", { ...setting, sizes });
-    for (const row of rows) {
+    for (const [i, row] of rows.entries()) {
       say(`${setting.name}: loading ${row.model}`);
       await guarded(row, async () => {
-        await engine.call("open", models.find(({ file }) => file === row.file));
+        await engine.call("open", models[i]);
         row.threads = await engine.call("threads");
+        row.logits = await engine.call("check", told[i]);
       });
     }
     for (let run = -WARM_UP; run < runs && !signal.aborted; run++) {
       say(`${setting.name}: ${run < 0 ? "warming up" : `run ${run + 1} of ${runs}`}`);
-      for (const row of rows) {
+      for (const [i, row] of rows.entries()) {
         await guarded(row, async () => {
-          const time = await engine.call("time", { file: row.file, input: row.input });
+          const time = await engine.call("time", told[i]);
           if (run >= 0) row.times.push(time);
         });
       }
@@ -62,10 +65,20 @@ async function measureOne(setting, models, sizes, runs, say, progress, signal) {
     signal.removeEventListener("abort", abort);
     engine.close();
   }
-  return rows.map(({ file, input, ...row }) => ({ ...row, backend: setting.name, size: input.shape.slice(2) }));
+  return rows.map((row, i) => ({ ...row, backend: setting.name, size: told[i].input.shape.slice(2) }));
 }
 
-/** Time models on all back ends; return rows with `median`, `q1` and `q3` in ms, and `ratio` to the first that ran. */
+/** How far numbers are from others, in standard deviations of those. */
+function distance(found, expected) {
+  const mean = expected.reduce((a, b) => a + b) / expected.length;
+  const deviation = Math.sqrt(expected.reduce((sum, value) => sum + (value - mean) ** 2, 0) / expected.length);
+  return found.reduce((most, value, i) => Math.max(most, Math.abs(value - expected[i])), 0) / deviation;
+}
+
+/**
+ * Time models on all back ends; return rows with `median`, `q1` and `q3` in ms, `ratio` to the first that ran, and how
+ * far the logits are `off` those of the first back end that ran the model.
+ */
 export async function measure({ models, sizes, runs, threads, say, progress, signal }) {
   const rows = [];
   for (const setting of backends(threads)) {
@@ -77,8 +90,12 @@ export async function measure({ models, sizes, runs, threads, say, progress, sig
     const sorted = [...row.times].sort((a, b) => a - b);
     Object.assign(row, { q1: quantile(sorted, 0.25), median: quantile(sorted, 0.5), q3: quantile(sorted, 0.75) });
   }
-  const first = rows.find((row) => !row.error);
-  for (const row of rows) if (!row.error) row.ratio = row.median / first.median;
+  const ran = rows.filter((row) => !row.error);
+  for (const row of ran) {
+    row.ratio = row.median / ran[0].median;
+    row.off = distance(row.logits, ran.find(({ model }) => model === row.model).logits);
+  }
+  for (const row of rows) delete row.logits;
   return rows;
 }
 
@@ -104,6 +121,8 @@ export function fillTable(body, rows) {
   body.replaceChildren(
     ...rows.map((row) => {
       const head = node("th", { scope: "row" }, [row.model, node("span", {}, [row.backend])]);
+      const isWrong = !row.error && !(row.off <= TOLERANCE); // NaN is not
+      if (isWrong) head.append(node("span", { class: "error" }, [`computes otherwise: off by ${row.off.toFixed(3)}`]));
       if (row.error) return node("tr", {}, [head, node("td", { colspan: 3, class: "error" }, [row.error])]);
       const cells = [short(row.median), `${short(row.q1)}–${short(row.q3)}`, row.ratio.toFixed(2)];
       return node("tr", {}, [head, ...cells.map((cell) => node("td", {}, [cell]))]);

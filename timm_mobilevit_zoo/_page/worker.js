@@ -55,10 +55,14 @@ const calls = {
     return Object.fromEntries(Object.entries(found).map(([name, { data, dims }]) => [name, { data, dims }]));
   },
 
+  /** Return what a model makes of noise. */
+  async check({ file, input, output }) {
+    return (await sessions.get(file).run({ [input.name]: noise(input) }))[output.name].data;
+  },
+
   /** Run a model on noise; return milliseconds, the result's way back included. */
   async time({ file, input }) {
-    const noise = Float32Array.from({ length: input.shape.reduce((a, b) => a * b) }, () => 2 * Math.random() - 1);
-    const feeds = { [input.name]: tensor(noise, input) };
+    const feeds = { [input.name]: noise(input) };
     const began = performance.now();
     await sessions.get(file).run(feeds);
     return performance.now() - began;
@@ -68,6 +72,13 @@ const calls = {
 };
 
 const tensor = (values, input) => new ort.Tensor("float32", values, input.shape);
+
+/** The same numbers in -1..1 each time, so that what comes out can be compared. */
+function noise(input) {
+  let seed = 1;
+  const next = () => ((seed = (Math.imul(seed, 1664525) + 1013904223) | 0) / 2 ** 31);
+  return tensor(Float32Array.from({ length: input.shape.reduce((a, b) => a * b) }, next), input);
+}
 
 let queue = Promise.resolve(); // one at a time: a session runs one image
 onmessage = ({ data: { id, call, args } }) => {
