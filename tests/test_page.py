@@ -145,6 +145,7 @@ BAD = {
     r"runtime='runtime/package.json' is not the file that `npm pack .*` gets: its sha512 differs": {
         "runtime": "runtime/package.json"
     },
+    r"images='nowhere' must be a folder with images in it": {"images": "nowhere"},
     r"models: 'cloformer_xxs' has no published weights; --no-pretrained takes": {"pretrained": True},
     r"model='resnet19' is neither a folder nor registered": {"models": ["resnet19"]},
 }
@@ -174,6 +175,13 @@ def test_images_that_the_page_cannot_prepare(monkeypatch, runtime, tmp_path, ove
     monkeypatch.setattr(module, "load", lambda model, pretrained: made)
     with pytest.raises(ValueError, match=message):
         page([PLAIN], output=str(tmp_path / "site"), runtime=str(runtime), pretrained=False)
+
+
+@pytest.mark.parametrize("about", ["", "[]", "{}", '{"name": "onnxruntime-web", "version": "1.0.0"}'])
+def test_a_folder_of_something_else(runtime, about):
+    (runtime / "package.json").write_text(about)
+    with pytest.raises(ValueError, match=rf"must hold a package.json of onnxruntime-web {_ortweb.VERSION}"):
+        _ortweb.read(runtime)
 
 
 def test_npms_file_is_read_and_never_unpacked(monkeypatch, tmp_path):
@@ -260,10 +268,16 @@ def test_what_cannot_be_served(tmp_path, capsys):
     (tmp_path / "models" / "index.json").write_text("{}")
     with pytest.raises(ValueError, match="port=70000 must be from 0 to 65535"):
         serve(str(tmp_path), port=70000)
-    with pytest.raises(SystemExit) as done:
-        cli.main(["page", "-o", str(tmp_path / "site")])
-    assert done.value.code == 2
-    assert "models=() must be a list of at least one model" in capsys.readouterr().err
+    told = {
+        "models=() must be a list of at least one model": [],
+        "--port goes with --serve": ["--port", "8000"],
+        "port=-1 must be from 0 to 65535": ["vit", "--serve", "--port=-1"],
+    }
+    for message, options in told.items():
+        with pytest.raises(SystemExit) as done:
+            cli.main(["page", "-o", str(tmp_path / "site"), *options])
+        assert done.value.code == 2
+        assert message in capsys.readouterr().err
 
 
 def test_nothing_in_the_page_names_another_host():

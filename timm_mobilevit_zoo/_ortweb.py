@@ -35,9 +35,12 @@ def read(path: Path) -> dict[str, bytes]:
     """
     told = f"runtime={str(path)!r}"
     if path.is_dir():
-        about = path / "package.json"
-        found = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
-        if (found.get("name"), found.get("version")) != ("onnxruntime-web", VERSION):
+        try:
+            about = json.loads((path / "package.json").read_text(encoding="utf-8"))
+            is_it = (about["name"], about["version"]) == ("onnxruntime-web", VERSION)
+        except (OSError, ValueError, KeyError, TypeError):
+            is_it = False
+        if not is_it:
             raise ValueError(f"{told} must hold a package.json of onnxruntime-web {VERSION}, as `{COMMAND}` gets it")
         return {name: (path / "dist" / name).read_bytes() for name in PARTS}
     if not path.is_file():

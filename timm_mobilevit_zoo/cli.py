@@ -167,6 +167,9 @@ def _export(**args: Any) -> int:
 def _page(serve: bool, port: int, models: Sequence[str] = (), **args: Any) -> int:
     from . import page
 
+    if port and not serve:
+        raise ValueError("--port goes with --serve")
+    page.check_port(port)  # before the work
     if models or not serve:
         found = page.page(models, **args)
         for model in found["models"]:

@@ -18,6 +18,7 @@ from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from . import __version__, _ortweb
+from ._data import images_in
 from ._extras import require
 from ._formats import FORMATS, INPUT, _quiet
 from ._layers import record
@@ -26,7 +27,7 @@ from .export import TOLERANCE, to_onnx
 from .maps import KINDS, panels_of
 from .predict import load
 
-__all__ = ["page", "serve"]
+__all__ = ["check_port", "page", "serve"]
 
 # What the page may load: its own files, compiled WASM, and pictures that the reader gives it.
 POLICY = (
@@ -84,6 +85,8 @@ def page(
             f"runtime={runtime!r} must be the file or folder of onnxruntime-web {_ortweb.VERSION} that "
             f"`{_ortweb.COMMAND}` gets; or leave it out, and fetch_runtime runs that command"
         )
+    if images and not (Path(images).is_dir() and images_in(Path(images))):
+        raise ValueError(f"images={images!r} must be a folder with images in it")
     for module in FORMATS["onnx"].modules:
         require(module, FORMATS["onnx"].extra)
     parts = None if fetch_runtime else _ortweb.read(Path(runtime))
@@ -125,8 +128,7 @@ def serve(folder: str, *, port: int = 0) -> None:
     """
     if not Path(folder, INDEX).is_file():
         raise ValueError(f"folder={folder!r} must be a page that this command wrote; it has no {INDEX}")
-    if not 0 <= port <= 65535:
-        raise ValueError(f"port={port} must be from 0 to 65535")
+    check_port(port)
     with ThreadingHTTPServer(("127.0.0.1", port), partial(_Handler, directory=folder)) as server:
         sys.stdout.write(f"http://127.0.0.1:{server.server_port}/ (Ctrl-C ends it)\n")
         sys.stdout.flush()
@@ -134,6 +136,12 @@ def serve(folder: str, *, port: int = 0) -> None:
             server.serve_forever()
         except KeyboardInterrupt:
             sys.stdout.write("\n")
+
+
+def check_port(port: int) -> None:
+    """Raise a ValueError for a number that no port has."""
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port={port} must be from 0 to 65535")
 
 
 class _Handler(SimpleHTTPRequestHandler):
