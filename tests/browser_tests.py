@@ -86,14 +86,7 @@ def model(digits, tmp_path_factory):
 def site(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page") / "below" / "site"
     folder.parent.mkdir()
-    write_page([str(model)], output=str(folder), runtime=os.environ["ZOO_ORT_WEB"])
-    other = folder.parent / "other"
-    write_page(OTHERS, output=str(other), runtime=os.environ["ZOO_ORT_WEB"], pretrained=False)
-    for file in (other / "models").glob("*.onnx*"):
-        file.replace(folder / "models" / file.name)
-    index = folder / "models" / "index.json"
-    both = [json.loads(path.read_text()) for path in (index, other / "models" / "index.json")]
-    index.write_text(json.dumps(both[0] | {"models": both[0]["models"] + both[1]["models"]}))
+    write_page([str(model), *OTHERS], output=str(folder), runtime=os.environ["ZOO_ORT_WEB"], pretrained=False)
     return folder
 
 
