@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
+CHROMIUM ?= $(shell command -v chromium)
+RUNTIME = .page-test/onnxruntime-web-$(shell sed -n 's/^VERSION = "\(.*\)"/\1/p' timm_mobilevit_zoo/_ortweb.py).tgz
 
-.PHONY: demo test check hub table docs host-tests recipes
+.PHONY: demo test check hub table docs host-tests page-test recipes
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -13,6 +15,14 @@ $(VENV)/.demo: pyproject.toml
 $(VENV)/.test: $(VENV)/.demo
 	$(PY) -m pip install --quiet --editable '.[test]'
 	touch $@
+
+$(VENV)/.page-test: $(VENV)/.test
+	$(PY) -m pip install --quiet --editable '.[page-test]'
+	touch $@
+
+$(RUNTIME):
+	mkdir -p $(@D)
+	cd $(@D) && npm pack --silent $(subst -web-,-web@,$(basename $(@F)))
 
 demo: $(VENV)/.demo
 	$(PY) -m timm_mobilevit_zoo demo --output demo
@@ -38,6 +48,10 @@ docs: $(VENV)/.test
 
 host-tests: $(VENV)/.test
 	$(PY) tests/host_tests.py
+
+# The page in a browser: needs chromium, and npm for the runtime.
+page-test: $(VENV)/.page-test $(RUNTIME)
+	ZOO_CHROMIUM=$(CHROMIUM) ZOO_ORT_WEB=$(RUNTIME) $(PY) -m pytest tests/browser_tests.py $(ARGS)
 
 recipes: $(VENV)/.test
 	$(PY) tests/run_recipes.py $(TRAIN_PY)

@@ -599,7 +599,7 @@ def test_vit_patches_lie_on_the_grid(class_token):
     for i in range(3):
         for j in range(4):
             x = F.interpolate(bright(i, j, (3, 4), channels=1), scale_factor=16).repeat(1, 3, 1, 1)
-            panels = maps._panels(model, x, record(model, x))
+            panels = maps.panels_of(model, x, record(model, x))
             torch.testing.assert_close(panels[0].values, only(i, j, (3, 4)))
             if class_token:
                 torch.testing.assert_close(panels[1].values, only(i, j, (3, 4), 0.5))

@@ -209,6 +209,6 @@ def received(attn: Tensor, keys: Tensor, batch: int) -> Tensor:
     attn = attn.mean(1).unflatten(0, (batch, -1))  # (B, groups, Q, K)
     asks = attn.new_ones(attn.shape[1:3])
     if attn.shape[2] == attn.shape[3]:  # self-attention: padding and prefix tokens ask too, from outside the image
-        asks = torch.zeros_like(asks).flatten().index_fill(0, keys.flatten(), 1).view_as(asks)
+        asks = torch.zeros_like(asks).flatten().scatter(0, keys.flatten(), 1).view_as(asks)
     mean = (attn * asks[..., None]).sum(2) / asks.sum(1, keepdim=True)  # (B, groups, K)
     return mean.flatten(1)[:, keys]

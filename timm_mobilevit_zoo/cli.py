@@ -164,6 +164,22 @@ def _export(**args: Any) -> int:
     return 0
 
 
+def _page(serve: bool, port: int, models: Sequence[str] = (), **args: Any) -> int:
+    from . import page
+
+    if port and not serve:
+        raise ValueError("--port goes with --serve")
+    page.check_port(port)  # before the work
+    if models or not serve:
+        found = page.page(models, **args)
+        for model in found["models"]:
+            maps = f"{len(model['maps']['outputs'])} maps" if model["maps"] else "no attention that is recorded"
+            _say(f"{args['output']}: {model['name']}, {model['bytes'] / 2**20:.1f} MiB, {maps}")
+    if serve:
+        page.serve(args["output"], port=port)
+    return 0
+
+
 def _demo(**args: Any) -> int:
     from .demo import demo
 
@@ -183,7 +199,7 @@ def _say(line: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from . import __version__, bench, convert, demo, export, hub, maps, predict, train
+    from . import __version__, bench, convert, demo, export, hub, maps, page, predict, train
 
     parser = argparse.ArgumentParser(
         prog="timm-mobilevit-zoo", description="Light-weight vision transformers for timm."
@@ -225,6 +241,18 @@ def _parser() -> argparse.ArgumentParser:
     _add_options(_add_command(commands, "export", _export, export.export), export.export)
 
     _add_options(_add_command(commands, "bench", _bench, bench.bench), bench.bench)
+
+    one = _add_command(commands, "page", _page, page.page)
+    one.add_argument(
+        "models",
+        nargs="*",
+        metavar="MODEL",
+        default=argparse.SUPPRESS,
+        help="folders that train left, or names that timm creates with weights; none to serve a page that is there",
+    )
+    _add_options(one, page.page, leave_out=("models",))
+    one.add_argument("--serve", action="store_true", help="serve the page on this machine, until Ctrl-C")
+    _add_options(one, page.serve, leave_out=("folder",))
 
     _add_options(_add_command(commands, "demo", _demo, demo.demo), demo.demo)
 

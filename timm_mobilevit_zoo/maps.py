@@ -165,7 +165,7 @@ def _load(model: str, pretrained: bool, checkpoint: str, img_size: int | None) -
 
 # What the panels show
 
-_KINDS = {
+KINDS = {
     "class": "attention of the class token to each patch, mean over heads",
     "received": "attention that each position receives, mean over heads and queries",
     "gate": "gates, mean over channels",
@@ -199,7 +199,8 @@ def _rollout(network: nn.Module, x: Tensor, layers: dict[str, Layer]) -> Tensor 
     return _rolled(maps)[:, 0][:, vit.keys] if len(maps) == len(layers) else None
 
 
-def _panels(network: nn.Module, x: Tensor, layers: dict[str, Layer]) -> list[_Panel]:
+def panels_of(network: nn.Module, x: Tensor, layers: dict[str, Layer]) -> list[_Panel]:
+    """Return what there is to show of one image, `x` `(1, C, H, W)`, for which `record` returned `layers`."""
     vit = find_vit(network, x)
     panels = []
     for name, layer in layers.items():
@@ -229,7 +230,7 @@ def _grey(network: nn.Module, x: Tensor) -> Tensor:
 def _figure(network: nn.Module, x: Tensor, layers: dict[str, Layer]) -> Any:
     if len(x) != 1:
         raise ValueError(f"x has {len(x)} images; a figure shows one")
-    panels, grey = _panels(network, x, layers), _grey(network, x)
+    panels, grey = panels_of(network, x, layers), _grey(network, x)
     H, W = grey.shape
     counts = range(math.ceil(len(panels) ** 0.5), math.ceil((2 * len(panels)) ** 0.5) + 1)
     columns = min(counts, key=lambda count: -len(panels) % count)  # as few empty places as can be
@@ -258,5 +259,5 @@ def _figure(network: nn.Module, x: Tensor, layers: dict[str, Layer]) -> Any:
     for axis in list(axes):  # places of the grid that no panel took
         axis.set_axis_off()
     shown = {panel.kind for panel in panels}
-    figure.suptitle("; ".join(text for kind, text in _KINDS.items() if kind in shown), fontsize=8, wrap=True)
+    figure.suptitle("; ".join(text for kind, text in KINDS.items() if kind in shown), fontsize=8, wrap=True)
     return figure

@@ -1,0 +1,313 @@
+// The page itself: what the reader presses, and what is shown for it.
+import { Engine } from "./engine.js";
+import { drawMap, drawScale, isFlat, range } from "./overlay.js";
+import { geometry } from "./preprocess.js";
+import { drawChart, fillTable, measure, report } from "./timing.js";
+
+const TOP = 5;
+const CANVAS = 16e6; // pixels; some phones' canvases end there
+const $ = (id) => document.getElementById(id);
+const mebi = (bytes) => (bytes / 2 ** 20).toFixed(1);
+
+/** What is loaded and shown. */
+export const state = {
+  index: null, // what models/index.json says
+  engine: null,
+  model: null, // the one of the index that is chosen
+  picture: null,
+  classes: null, // likeliest first
+  maps: null, // all of the picture's
+  map: null, // the one that is shown
+  isLayerChosen: false,
+  report: null, // times
+};
+
+const last = (path) => path.split("/").at(-1);
+const amount = ({ file, loaded, bytes }) => `${last(file)}: ${mebi(loaded)} of ${mebi(bytes)} MiB`;
+
+function say(message, isError = false) {
+  if ($("status").textContent === message) return;
+  $("status").textContent = message;
+  $("status").classList.toggle("error", isError);
+}
+
+function progress({ file, loaded, bytes }) {
+  for (const id of ["progress", "loaded"]) $(id).hidden = loaded >= bytes;
+  $("progress").value = loaded / bytes;
+  $("loaded").textContent = amount({ file, loaded, bytes }); // not read out: it changes often
+  if (loaded < bytes) say(`Loading ${last(file)}`);
+}
+
+/** Do work whose failure the reader is told. */
+async function told(work) {
+  try {
+    return await work();
+  } catch (error) {
+    for (const id of ["progress", "loaded"]) $(id).hidden = true;
+    say(error.message, true);
+  }
+}
+
+async function json(file) {
+  const response = await fetch(file);
+  if (!response.ok) throw new Error(`${file} cannot be read: the server answers ${response.status}`);
+  return response.json();
+}
+
+async function start() {
+  say("Loading");
+  const index = (state.index = await json("models/index.json"));
+  for (const model of index.models) model.manifest = await json(`models/${model.manifest}`);
+  $("model").replaceChildren(...index.models.map(({ name }) => new Option(name)));
+  $("model-row").hidden = index.models.length === 1;
+  const { runtime, versions } = index;
+  $("made").textContent = `ONNX Runtime Web ${runtime.version}; timm-mobilevit-zoo ${versions.timm_mobilevit_zoo}`;
+  const cores = navigator.hardwareConcurrency || 1;
+  $("threads").value = self.crossOriginIsolated ? Math.min(4, cores) : 1;
+  $("threads").disabled = !self.crossOriginIsolated;
+  $("threads-note").hidden = self.crossOriginIsolated;
+  $("camera-note").hidden = Boolean(navigator.mediaDevices);
+  state.engine = new Engine(progress);
+  await state.engine.call("start", { backend: "wasm", threads: Number($("threads").value), sizes: runtime.files });
+  await choose(0);
+  for (const id of ["model", "file", "time"]) $(id).disabled = false;
+  $("camera").disabled = !navigator.mediaDevices;
+}
+
+async function choose(number) {
+  const model = state.index.models[number];
+  await state.engine.call("open", model);
+  state.model = model;
+  const { input, architecture, labels, output } = model.manifest;
+  const [, , H, W] = input.shape;
+  const count = output.shape.at(-1);
+  $("about").textContent =
+    `${architecture}: ${W} × ${H} pixels, ${count} classes${labels ? "" : " without names"}, ${mebi(model.bytes)} MiB`;
+  const maps = model.maps?.outputs ?? [];
+  $("attention").hidden = !maps.length;
+  $("no-attention").hidden = Boolean(maps.length);
+  $("layer").replaceChildren(...maps.map(({ title }) => new Option(title)));
+  state.isLayerChosen = false;
+  say("Ready");
+  if (state.picture) await classify();
+}
+
+/** The map to begin with: the roll-out, or else the last of 4 x 4 cells that are not all alike; gates come after. */
+function foremost(maps, values) {
+  const rough = ({ shape }) => Math.min(...shape) >= 4;
+  const ranks = maps.map((map) =>
+    [map.kind === "roll-out", !isFlat(values[map.output].data), rough(map), map.kind !== "gate"].map(Number).join(""),
+  );
+  return ranks.lastIndexOf([...ranks].sort().at(-1));
+}
+
+/** Read the pixels of an image or video frame, smaller where a canvas could not hold them. */
+function pixelsOf(source, width, height) {
+  const fit = Math.min(1, Math.sqrt(CANVAS / (width * height)));
+  const canvas = document.createElement("canvas");
+  Object.assign(canvas, { width: Math.floor(width * fit), height: Math.floor(height * fit) });
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.drawImage(source, 0, 0, canvas.width, canvas.height);
+  return { canvas, pixels: context.getImageData(0, 0, canvas.width, canvas.height) };
+}
+
+async function open(file) {
+  stopCamera();
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(file, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
+  } catch {
+    throw new Error(`${file.name} cannot be read as an image`);
+  }
+  state.picture = pixelsOf(bitmap, bitmap.width, bitmap.height);
+  bitmap.close();
+  await classify();
+}
+
+/** Show the part of the picture that the model sees. */
+function showPicture() {
+  const { canvas: source } = state.picture;
+  const { width, height, crop } = geometry(source.width, source.height, state.model.manifest.input);
+  const [across, down] = [source.width / width, source.height / height];
+  const [w, h] = [crop.width * across, crop.height * down];
+  const canvas = $("picture");
+  const shrink = Math.min(1, 1024 / Math.max(w, h));
+  Object.assign(canvas, { width: Math.max(1, Math.round(w * shrink)), height: Math.max(1, Math.round(h * shrink)) });
+  canvas.style.aspectRatio = `${crop.width} / ${crop.height}`;
+  canvas.classList.toggle("coarse", canvas.width < 128);
+  const context = canvas.getContext("2d");
+  context.imageSmoothingQuality = "high";
+  context.drawImage(source, crop.left * across, crop.top * down, w, h, 0, 0, canvas.width, canvas.height);
+  canvas.hidden = false;
+  $("hint").hidden = true;
+  $("stage").classList.add("full");
+}
+
+async function classify() {
+  showPicture();
+  const { model, picture, engine } = state;
+  const { data, width, height } = picture.pixels;
+  await engine.call("image", { data, width, height });
+  const { input, output, labels } = model.manifest;
+  const logits = (await engine.call("run", { file: model.file, input }))[output.name].data;
+  const highest = logits.reduce((a, b) => Math.max(a, b));
+  const exps = Array.from(logits, (logit) => Math.exp(logit - highest));
+  const sum = exps.reduce((a, b) => a + b);
+  state.classes = exps
+    .map((exp, index) => ({ label: String(labels?.[index] ?? index), index, probability: exp / sum }))
+    .sort((a, b) => b.probability - a.probability)
+    .slice(0, TOP);
+  showClasses();
+  state.maps = null;
+  await showAttention();
+  say("Ready");
+}
+
+function showClasses() {
+  $("no-classes").hidden = true;
+  $("classes").replaceChildren(
+    ...state.classes.map(({ label, probability }) => {
+      const line = document.createElement("li");
+      const [name, share, bar] = ["name", "share", "bar"].map((part) => {
+        const node = document.createElement("span");
+        node.className = part;
+        line.append(node);
+        return node;
+      });
+      name.textContent = label;
+      share.textContent = `${(100 * probability).toFixed(1)}%`;
+      bar.append(document.createElement("span"));
+      bar.firstChild.style.width = `${100 * probability}%`;
+      return line;
+    }),
+  );
+}
+
+async function showAttention() {
+  const { model, engine } = state;
+  const shown = $("show").checked && state.picture && model.maps;
+  $("attention-shown").hidden = !shown;
+  $("overlay").hidden = !shown;
+  $("picture").classList.toggle("grey", Boolean(shown));
+  if (!shown) return;
+  if (!state.maps) {
+    await engine.call("open", model.maps);
+    state.maps = await engine.call("run", { file: model.maps.file, input: model.manifest.input });
+    if (!state.isLayerChosen) $("layer").selectedIndex = foremost(model.maps.outputs, state.maps);
+  }
+  const { output, title, kind, text } = model.maps.outputs[$("layer").selectedIndex];
+  const { data, dims } = state.maps[output];
+  state.map = { title, kind, values: Array.from(data), height: dims[0], width: dims[1] };
+  drawMap($("overlay"), state.map);
+  drawScale($("scale"), kind);
+  [$("low").textContent, $("high").textContent] = range(state.map.values, kind).map((value) => value.toPrecision(3));
+  $("kind").textContent = text + (isFlat(state.map.values) ? "; here it is the same everywhere" : "");
+}
+
+async function reshow() {
+  await showAttention();
+  say("Ready");
+}
+
+// The camera
+
+let stream = null;
+
+function stopCamera() {
+  for (const track of stream?.getTracks() ?? []) track.stop();
+  stream = null;
+  $("camera").setAttribute("aria-pressed", "false");
+  $("camera").textContent = "Camera";
+  $("classes").setAttribute("aria-live", "polite");
+}
+
+async function startCamera() {
+  try {
+    stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+  } catch (error) {
+    throw new Error(`The camera cannot be used: ${error.message}`);
+  }
+  $("camera").setAttribute("aria-pressed", "true");
+  $("camera").textContent = "Take picture";
+  $("classes").setAttribute("aria-live", "off"); // or each frame would be read out
+  const video = $("video");
+  video.srcObject = stream;
+  await video.play();
+  while (stream) {
+    state.picture = pixelsOf(video, video.videoWidth, video.videoHeight);
+    await classify();
+    await new Promise((next) => setTimeout(next, 50));
+  }
+}
+
+// Times
+
+let stop = null;
+
+async function time() {
+  const [runs, threads] = [Number($("runs").value), Number($("threads").value)];
+  const announce = (message) => ($("timing-status").textContent = message);
+  stopCamera();
+  stop = new AbortController();
+  $("time").disabled = true;
+  $("stop").hidden = false;
+  try {
+    const { models, runtime } = state.index;
+    const loading = (part) => announce(`Loading ${amount(part)}`);
+    const given = { models, sizes: runtime.files, runs, threads, signal: stop.signal };
+    const rows = await measure({ ...given, say: announce, progress: loading });
+    state.report = report(rows, state.index, runs);
+    fillTable($("rows"), rows);
+    drawChart($("chart"), rows);
+    $("json").value = JSON.stringify(state.report, null, 1);
+    $("timings").hidden = false;
+    announce("Done. The ratio is to the first row.");
+  } catch (error) {
+    announce(error.message);
+  } finally {
+    $("time").disabled = false;
+    $("stop").hidden = true;
+  }
+}
+
+async function copy() {
+  try {
+    await navigator.clipboard.writeText($("json").value);
+    $("copied").textContent = "Copied";
+  } catch {
+    document.querySelector("details").open = true;
+    $("json").select();
+    $("copied").textContent = "This browser does not let the page copy: copy what is selected";
+  }
+}
+
+$("file").addEventListener("change", ({ target }) => {
+  if (target.files.length) told(() => open(target.files[0]));
+  target.value = ""; // so that the same file can be chosen again
+});
+$("stage").addEventListener("dragover", (event) => {
+  event.preventDefault();
+  $("stage").classList.add("over");
+});
+$("stage").addEventListener("dragleave", () => $("stage").classList.remove("over"));
+$("stage").addEventListener("drop", (event) => {
+  event.preventDefault();
+  $("stage").classList.remove("over");
+  const [file] = event.dataTransfer.files;
+  if (file && state.model) told(() => open(file));
+});
+$("model").addEventListener("change", () => told(() => choose($("model").selectedIndex)));
+$("show").addEventListener("change", () => told(reshow));
+$("layer").addEventListener("change", () => {
+  state.isLayerChosen = true;
+  told(reshow);
+});
+$("camera").addEventListener("click", () => told(() => (stream ? stopCamera() : startCamera())));
+$("timing").addEventListener("submit", (event) => {
+  event.preventDefault();
+  time();
+});
+$("stop").addEventListener("click", () => stop?.abort());
+$("copy").addEventListener("click", copy);
+
+told(start);
