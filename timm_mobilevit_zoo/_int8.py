@@ -62,7 +62,7 @@ def _onnx(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str], ima
     onnx, tools = require("onnx", "onnx"), require("onnxruntime.quantization", "onnx")
     whole = path.with_name(f"float-{path.name}")
     FORMATS["onnx"].write(network, x, whole, dynamic)
-    graph = onnx.load(whole).graph
+    graph = onnx.shape_inference.infer_shapes(onnx.load(whole)).graph
     constants = {value.name for value in graph.initializer}
     kinds = ("Conv", "ConvTranspose", "Gemm", "MatMul")
     layers = {node.name: node for node in graph.node if node.op_type in kinds and constants.intersection(node.input)}
@@ -81,16 +81,16 @@ def _onnx(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str], ima
             weight_type=tools.QuantType.QInt8,
             extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"]},  # the logits
         )
-    left = [node.op_type for node in graph.node if node.name not in layers and node.op_type not in MOVES]
+    floats = {value.name for value in graph.value_info if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+    rest = [node for node in graph.node if node.name not in layers and node.output[0] in floats]
+    left = [node.op_type for node in rest if node.op_type not in MOVES]
     errors = _errors(zip(_onnx_outputs(whole, layers, images), _onnx_outputs(path, layers, images), strict=True))
     return {"int8": _told(network, images, errors, left)}
 
 
-# ONNX's operators that move numbers, or compute none of the image's.
-MOVES = (
-    *("Cast", "Concat", "Constant", "ConstantOfShape", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape"),
-    *("Shape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"),
-)
+# ONNX's operators that compute nothing.
+MOVES = {"Cast", "Concat", "Constant", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split"}
+MOVES |= {"Squeeze", "Transpose", "Unsqueeze"}
 
 
 def _onnx_outputs(path: Path, layers: Iterable[str], images: Sequence[Tensor]) -> Iterator[dict[str, Any]]:
@@ -118,29 +118,39 @@ def _executorch(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str
     pt2e = require("torchao.quantization.pt2e.quantize_pt2e", "executorch")
     observers = require("torchao.quantization.pt2e", "executorch")
     kinds = torch.ops.aten.conv2d.default, torch.ops.aten.conv_transpose2d.input, torch.ops.aten.linear.default
-
-    def chosen(node: Any) -> bool:
-        return node.target in kinds and len(node.args[1].meta["val"]) > 1  # or it is the mean that a norm takes
-
     config = xnnpack.get_symmetric_quantization_config(is_per_channel=True)
     # The histograms that it comes with take minutes, and the accuracy is the same.
     spec = replace(config.input_activation, observer_or_fake_quant_ctr=observers.MinMaxObserver)
     config = replace(config, input_activation=spec, output_activation=spec)
+    quantizer = xnnpack.XNNPACKQuantizer()
+    for kind in kinds:
+        quantizer.set_operator_type(kind, config)
+    # A layer with one output is the mean that a norm takes.
+    quantizer.set_filter_function(lambda node: node.target not in kinds or len(node.args[1].meta["val"]) > 1)
     with _quiet():
         exported = torch.export.export(portable(network, x), (x,), strict=False).module()
-        layers = {node.name: node for node in exported.graph.nodes if chosen(node)}
-        left = [str(node.target) for node in exported.graph.nodes if node.op == "call_function" and not chosen(node)]
-        quantizer = xnnpack.XNNPACKQuantizer().set_global(config).set_filter_function(chosen)
         quantised = pt2e.prepare_pt2e(copy.deepcopy(exported), quantizer)
         for image in images:
             quantised(image)
         quantised = pt2e.convert_pt2e(quantised)
         told = lower(torch.export.export(quantised, (x,), strict=False), path)
+    bits = {node.name for node in quantised.graph.nodes if node.target in kinds and _is_quantised(node.args[1])}
+    layers = {node.name: node for node in exported.graph.nodes if node.name in bits}
     names = {name: list(node.meta["nn_module_stack"].values())[-1][0] for name, node in layers.items()}
     errors = _errors(
         zip(_graph_outputs(exported, names, images), _graph_outputs(quantised, names, images), strict=True)
     )
-    return told | {"int8": _told(network, images, errors, left)}
+    rest = [node for node in exported.graph.nodes if node.op == "call_function" and node.name not in bits]
+    left = [str(node.target).removeprefix("aten.").partition(".")[0] for node in rest]
+    return told | {"int8": _told(network, images, errors, (kind for kind in left if kind not in ATEN_MOVES))}
+
+
+ATEN_MOVES = {"<built-in function getitem>", "cat", "chunk", "dropout", "expand", "flatten", "permute", "reshape"}
+ATEN_MOVES |= {"slice", "split", "split_with_sizes", "squeeze", "transpose", "unsqueeze", "view"}
+
+
+def _is_quantised(node: Any) -> bool:
+    return "dequantize_per" in str(node.target)
 
 
 class _Recorder(torch.fx.Interpreter):
@@ -153,7 +163,7 @@ class _Recorder(torch.fx.Interpreter):
         for node in graph.graph.nodes:
             if node.name in names:
                 end = node
-                while bits := [user for user in end.users if "quantize_per_tensor" in str(user.target)]:
+                while bits := [user for user in end.users if "quantize_per" in str(user.target)]:
                     end = bits[0]
                 self.ends[end] = names[node.name]
 

@@ -230,13 +230,10 @@ def _export(network: nn.Module, task: _Task) -> dict[str, Any]:
         checks: dict[str, Any] | None = None
         if about.run:
             run, classes = about.run(part), _classes(images, cfg.get("label_names") or ())
-            noise = _random(x, dynamic)
-            checks = {}
-            if calibration:  # what lies beyond them is cut off, and should be
-                least, most = (float(of(torch.cat(calibration))) for of in (torch.min, torch.max))
-                noise = (batch.clamp(least, most) for batch in noise)
-                checks["calibration"] = _compare(network, run, calibration)
-            checks["random"] = _compare(network, run, noise)
+            if calibration:  # noise is beyond what 8 bits are laid out for
+                checks = {"calibration": _compare(network, run, [*calibration, *_resized(calibration, x, dynamic)])}
+            else:
+                checks = {"random": _compare(network, run, _random(x, dynamic))}
             if images:
                 checks["real"] = _compare(network, run, _real(images, config), classes)
             what = f"{format}{' in 8 bits' * bool(int8)}"
@@ -283,13 +280,23 @@ def _open(shape: Sequence[int], dynamic: Sequence[str]) -> list[int | None]:
     return [None if "batch" in dynamic else batch, channels, *sides]
 
 
-def _random(x: Tensor, dynamic: Sequence[str]) -> Iterator[Tensor]:
-    """Yield batches as the file must take them: of the size that it was written for, and of others where it can."""
-    generator = torch.Generator().manual_seed(1)
+def _shapes(x: Tensor, dynamic: Sequence[str]) -> Iterator[tuple[int, int, int, int]]:
+    """Yield shapes as the file must take them: the size that it was written for, and others where it can."""
     _, channels, height, width = x.shape
     sizes = [(height, width)] * 4 + [(height + 31, width), (height // 2 + 9, 2 * width - 5)] * ("size" in dynamic)
     for sides in sizes:
-        yield torch.randn(3 if "batch" in dynamic else 1, channels, *sides, generator=generator)
+        yield 3 if "batch" in dynamic else 1, channels, *sides
+
+
+def _random(x: Tensor, dynamic: Sequence[str]) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    for shape in _shapes(x, dynamic):
+        yield torch.randn(shape, generator=generator)
+
+
+def _resized(images: Sequence[Tensor], x: Tensor, dynamic: Sequence[str]) -> Iterator[Tensor]:
+    for batch, _, *sides in _shapes(x, dynamic) if dynamic else ():
+        yield nn.functional.interpolate(torch.cat([*images, *images, *images][:batch]), sides, mode="bilinear")
 
 
 def _real(images: Sequence[Path], config: dict[str, Any]) -> Iterator[Tensor]:
