@@ -5,8 +5,7 @@ import json
 import numpy as np
 import onnx
 import pytest
-from PIL import Image
-from zoo import FIXED, KINDS, create, every_first
+from zoo import FIXED, KINDS, create, every_first, write_blots
 
 from timm_mobilevit_zoo import _formats, _int8, cli, export
 from timm_mobilevit_zoo._probe import seed_weights
@@ -19,11 +18,8 @@ SMALL = KINDS[1]
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Six images of smooth blots, as noise has no more than its mean for a network to see."""
-    generator, folder = np.random.default_rng(0), tmp_path_factory.mktemp("photos")
-    for i in range(6):
-        blots = Image.fromarray(generator.integers(0, 256, (7, 9, 3), dtype=np.uint8))
-        blots.resize((96, 80), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+    folder = tmp_path_factory.mktemp("photos")
+    write_blots(folder, 6)
     return str(folder)
 
 

@@ -125,8 +125,7 @@ def _executorch(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str
     quantizer = xnnpack.XNNPACKQuantizer()
     for kind in kinds:
         quantizer.set_operator_type(kind, config)
-    # A layer with one output is the mean that a norm takes.
-    quantizer.set_filter_function(lambda node: node.target not in kinds or len(node.args[1].meta["val"]) > 1)
+    quantizer.set_filter_function(lambda node: node.target not in kinds or _can_be_quantised(node))
     with _quiet():
         exported = torch.export.export(portable(network, x), (x,), strict=False).module()
         quantised = pt2e.prepare_pt2e(copy.deepcopy(exported), quantizer)
@@ -147,6 +146,12 @@ def _executorch(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str
 
 ATEN_MOVES = {"<built-in function getitem>", "cat", "chunk", "dropout", "expand", "flatten", "permute", "reshape"}
 ATEN_MOVES |= {"slice", "split", "split_with_sizes", "squeeze", "transpose", "unsqueeze", "view"}
+
+
+def _can_be_quantised(layer: Any) -> bool:
+    """Say no of the mean that a norm takes, a layer with one output, and of what XNNPACK then gives a wrong shape."""
+    resized = any("upsample" in str(user.target) for user in layer.users)  # ExecuTorch 1.5.1
+    return len(layer.args[1].meta["val"]) > 1 and not resized
 
 
 def _is_quantised(node: Any) -> bool:
