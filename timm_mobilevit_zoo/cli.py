@@ -158,7 +158,8 @@ def _export(**args: Any) -> int:
         _say(f"{name}: {file['bytes'] / 2**20:.1f} MiB, sha256 {file['sha256']}")
     for kind, check in (found["checks"] or {}).items():
         share = f"{100 * check['top1']:.1f}% the same class"
-        _say(f"{check['images']} {kind} images: off by {check['error']:.1e} of the logits' deviation, {share}")
+        off = f"{check['error']:.1e} of the logits' deviation" + f", {check['rms']:.1e} on average" * ("int8" in found)
+        _say(f"{check['images']} {kind} images: off by {off}, {share}")
         if "accuracy" in check:
             before, after = (100 * check["accuracy"][of] for of in ("eager", "file"))
             _say(f"accuracy on these: {before:.2f}% before, {after:.2f}% in the file")
