@@ -1,8 +1,8 @@
 """Write networks whose convolutions and linear layers compute in 8 bits, with ranges that are measured on images.
 
 All else stays in float: it has hardly any weights to make smaller, and was measured to cost accuracy in 8 bits (see
-docs/export.md). Most of all softmax, which ONNX Runtime computes in 8 bits where it lies between layers that are, and over
-a single position it then returns 0. So the products of two maps around it stay in float as well.
+docs/export.md). Most of all softmax, which ONNX Runtime computes in 8 bits where it lies between layers that are, and
+over a single position it then returns 0. So the products of two maps around it stay in float as well.
 """
 
 import copy
@@ -118,7 +118,7 @@ def _executorch(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str
     observers = require("torchao.quantization.pt2e", "executorch")
     kinds = torch.ops.aten.conv2d.default, torch.ops.aten.conv_transpose2d.input, torch.ops.aten.linear.default
     config = xnnpack.get_symmetric_quantization_config(is_per_channel=True)
-    # The histograms that it comes with take minutes, and the accuracy is the same.
+    # The histograms that it comes with take minutes.
     spec = replace(config.input_activation, observer_or_fake_quant_ctr=observers.MinMaxObserver)
     config = replace(config, input_activation=spec, output_activation=spec)
     quantizer = xnnpack.XNNPACKQuantizer()
@@ -128,8 +128,9 @@ def _executorch(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str
     with _quiet():
         exported = torch.export.export(portable(network, x), (x,), strict=False).module()
         quantised = pt2e.prepare_pt2e(copy.deepcopy(exported), quantizer)
-        for image in images:
-            quantised(image)
+        with torch.no_grad():
+            for image in images:
+                quantised(image)
         quantised = pt2e.convert_pt2e(quantised)
         told = lower(torch.export.export(quantised, (x,), strict=False), path)
     bits = {node.name for node in quantised.graph.nodes if node.target in kinds and _is_quantised(node.args[1])}
