@@ -10,13 +10,13 @@ from timm_mobilevit_zoo._probe import seed_weights
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
-    write_blots(folder, 6)
+    write_blots(folder, 4)
     return str(folder)
 
 
 @every_kind
 def test_executorch(name, photos, tmp_path):
-    network, size = seed_weights(create(name)), {} if name in FIXED else {"size": (64, 64)}
+    network, size = seed_weights(create(name)), {} if name in FIXED else {"size": (32, 32)}
     whole = export.to_executorch(network, str(tmp_path / "whole.pte"), **size)
     found = export.to_executorch(network, str(tmp_path / "file.pte"), int8=photos, **size)
     assert found["checks"].keys() == {"calibration"}
