@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors import safe_open
 
 from timm_mobilevit_zoo._probe import seeded
@@ -115,6 +116,14 @@ def own_image(name, **kwargs):
 
 def image(height=64, width=96, batch=2, chans=3):
     return torch.rand(batch, chans, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def write_blots(folder, count):
+    """Write photos of smooth blots: of noise a network sees hardly more than its mean."""
+    generator = np.random.default_rng(0)
+    for i in range(count):
+        blots = Image.fromarray(generator.integers(0, 256, (7, 9, 3), dtype=np.uint8))
+        blots.resize((96, 80), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
 
 
 def recorded_image(size):

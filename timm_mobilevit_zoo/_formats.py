@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ._extras import require
 from ._rewrite import portable, simplified, transposeless
 
-__all__ = ["FORMATS", "INPUT", "OUTPUT", "Format", "Run"]
+__all__ = ["FORMATS", "INPUT", "OUTPUT", "Format", "Run", "lower"]
 
 Run = Callable[[Any], Any]  # images `(B, C, H, W)` as a float32 array to logits `(B, num_classes)` as one
 
@@ -88,10 +88,16 @@ def _run_openvino(path: Path, threads: int = 0) -> Run:
 
 
 def _to_executorch(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) -> dict[str, Any]:
+    with _quiet():
+        exported = torch.export.export(portable(network, x), (x,), strict=False)
+    return lower(exported, path)
+
+
+def lower(exported: Any, path: Path) -> dict[str, Any]:
+    """Write what torch.export returned for ExecuTorch, and return what is to be told of it."""
     exir = require("executorch.exir", "executorch")
     partitioner = require("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
     with _quiet():
-        exported = torch.export.export(portable(network, x), (x,), strict=False)
         lowered = exir.to_edge_transform_and_lower(exported, partitioner=[partitioner.XnnpackPartitioner()])
         told = _delegation(lowered.exported_program().graph_module)
         program = lowered.to_executorch()

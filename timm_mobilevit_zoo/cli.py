@@ -158,7 +158,14 @@ def _export(**args: Any) -> int:
         _say(f"{name}: {file['bytes'] / 2**20:.1f} MiB, sha256 {file['sha256']}")
     for kind, check in (found["checks"] or {}).items():
         share = f"{100 * check['top1']:.1f}% the same class"
-        _say(f"{check['images']} {kind} images: off by {check['error']:.1e} of the logits' deviation, {share}")
+        off = f"{check['error']:.1e} of the logits' deviation" + f", {check['rms']:.1e} on average" * ("int8" in found)
+        _say(f"{check['images']} {kind} images: off by {off}, {share}")
+        if "accuracy" in check:
+            before, after = (100 * check["accuracy"][of] for of in ("eager", "file"))
+            _say(f"accuracy on these: {before:.2f}% before, {after:.2f}% in the file")
+    if "int8" in found:
+        for layer in found["int8"]["layers"][:5]:
+            _say(f"{layer['name']}: off by {100 * layer['error']:.1f}%")
     if not found["checks"]:
         _say(f"nothing here runs {found['format']}: the file was not compared with eager mode")
     return 0

@@ -8,7 +8,8 @@ import copy
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -24,13 +25,15 @@ from ._data import images_in, reader
 from ._extras import require
 from ._files import check_free
 from ._formats import FORMATS, INPUT, OUTPUT, Format, Run
+from ._int8 import CALIBRATION, INT8
 from ._remote import digests
 from .predict import load
 
 __all__ = ["export", "to_coreml", "to_executorch", "to_ncnn", "to_onnx", "to_openvino"]
 
 TOLERANCE = 1e-3  # of a standard deviation of the logits; what runs in float32 is off by 1e-6 to 1e-4
-IMAGES = 64  # of a folder, at most
+INT8_TOLERANCE = 0.2  # of the same, on average; trained networks are off by 0.02 to 0.1, what is broken by 0.3 and more
+IMAGES, MEASURED = 64, 1000  # of a folder, at most: to compare, and to tell the accuracy in 8 bits
 
 
 def export(
@@ -41,7 +44,8 @@ def export(
     size: tuple[int, int] | None = None,
     dynamic: Sequence[Literal["batch", "size"]] = (),
     images: str = "",
-    tolerance: float = TOLERANCE,
+    int8: str = "",
+    tolerance: float | None = None,
     pretrained: bool = True,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -55,8 +59,12 @@ def export(
         size: Height and width of the image, in pixels; those of the model where not given.
         dynamic: What may differ in each call, of batch and size; without them one image of one size. In onnx and
             openvino alone.
-        images: Folder of images to compare on too; it may have folders, one a class.
-        tolerance: How far a logit may be from eager mode's, in standard deviations of the logits.
+        images: Folder of images to compare on too; it may have folders, one a class. Where these have the names of the
+            model's labels, accuracy is told, too.
+        int8: Folder of images, as the model will see: convolutions and linear layers compute in 8 bits, whose ranges
+            are measured on up to 128 of them. In onnx and executorch alone.
+        tolerance: How far a logit may be from eager mode's, in standard deviations of the logits; 0.001 where not
+            given. With int8 how far logits may be on average, as a root mean square, and 0.2 where not given.
         pretrained: Give a name its weights; without, random ones, as they serve to measure time.
         overwrite: Replace output and manifest where they exist.
 
@@ -68,7 +76,7 @@ def export(
         FileNotFoundError: For an output without a folder, or a model that is none.
         ModuleNotFoundError: Without the extra of the format; it names the pip command.
     """
-    task = _task(format, output, size, dynamic, images, tolerance, overwrite)
+    task = _task(format, output, size, dynamic, images, int8, tolerance, overwrite)
     if pretrained and timm.is_model(model) and not Path(model).exists():
         cfg: Any = timm.get_pretrained_cfg(model)
         if not cfg.has_weights:
@@ -83,13 +91,18 @@ def to_onnx(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
     Args:
         network: A classifier in evaluation mode, of ours or of timm's. It is left as it is.
         output: File to write, ending in .onnx; a manifest, `output` and `.json`, is written beside it.
-        **options: `size`, `dynamic`, `images`, `tolerance` and `overwrite`, as `export` has them.
+        **options: `size`, `dynamic`, `images`, `int8`, `tolerance` and `overwrite`, as `export` has them.
 
     Returns:
         The manifest: `format`, `files` with bytes and sha256, `architecture`, `weights_sha256`, `input` (name, shape
         with None for what may differ, layout, mean, std), `output`, `labels`, `checks` (for `random` and `real` images
-        how many, the largest `error` in standard deviations of the logits, and the share that has the same `top1`),
+        how many, the largest `error` in standard deviations of the logits and the root mean square, `rms`, of all, and
+        the share that has the same `top1`),
         `versions`; of executorch also `xnnpack`, the `regions` that it takes and the operators `left` out of them.
+        With int8 also that: how many `images` it was calibrated on; `layers`, those in 8 bits, each with the `error` of
+        its output on some of them (root mean square, as a part of float's), largest first; which operators are `float`,
+        with how many of each, and `why_float`; `float_weights_bytes`, what weights take that are not quantised. The
+        checks have `calibration`, too, and `real` has `accuracy` where the images' folders are labels.
 
     Raises:
         ValueError: For arguments that cannot work, and for a file whose result is wrong: it is not kept.
@@ -130,6 +143,7 @@ class _Task(NamedTuple):
     size: tuple[int, int] | None
     dynamic: Sequence[str]
     images: list[Path]
+    int8: list[Path]
     tolerance: float
 
 
@@ -143,7 +157,8 @@ def _task(
     size: tuple[int, int] | None = None,
     dynamic: Sequence[str] = (),
     images: str = "",
-    tolerance: float = TOLERANCE,
+    int8: str = "",
+    tolerance: float | None = None,
     overwrite: bool = False,
 ) -> _Task:
     """Return the task, or raise what is wrong with an argument."""
@@ -158,16 +173,28 @@ def _task(
         if one not in about.dynamic:
             can = f"one of {', '.join(about.dynamic)}" if about.dynamic else "left out"
             raise ValueError(f"dynamic={one!r} must be {can} for format={format}")
+    if int8 and format not in INT8:
+        raise ValueError(f"int8={int8!r} must be left out for format={format}: only {' and '.join(INT8)} can")
+    if tolerance is None:
+        tolerance = INT8_TOLERANCE if int8 else TOLERANCE
     if not tolerance > 0:
         raise ValueError(f"tolerance={tolerance} must be above 0")
-    found = images_in(Path(images)) if images and Path(images).is_dir() else []
-    if images and not found:
-        raise ValueError(f"images={images!r} must be a folder with images in it")
+    compared = _some("images", images, MEASURED if int8 else IMAGES)
+    calibration = _some("int8", int8, CALIBRATION)
     for path in _files(about, target):
         check_free("output", path, overwrite)
     for module in about.modules:
         require(module, about.extra)
-    return _Task(format, target, size, dynamic, found[:IMAGES], tolerance)
+    return _Task(format, target, size, dynamic, compared, calibration, tolerance)
+
+
+def _some(name: str, folder: str, count: int) -> list[Path]:
+    """Return at most as many images of a folder, of each class in it as large a share, and none without a folder."""
+    found = images_in(Path(folder)) if folder and Path(folder).is_dir() else []
+    if folder and not found:
+        raise ValueError(f"{name}={folder!r} must be a folder with images in it")
+    count = min(count, len(found))
+    return [found[i * len(found) // count] for i in range(count)]
 
 
 def _files(about: Format, output: Path) -> list[Path]:
@@ -176,7 +203,7 @@ def _files(about: Format, output: Path) -> list[Path]:
 
 
 def _export(network: nn.Module, task: _Task) -> dict[str, Any]:
-    format, output, size, dynamic, images, tolerance = task
+    format, output, size, dynamic, images, int8, tolerance = task
     cfg: Any = getattr(network, "pretrained_cfg", None)
     if not isinstance(network, nn.Module) or not cfg:
         raise ValueError(
@@ -198,17 +225,24 @@ def _export(network: nn.Module, task: _Task) -> dict[str, Any]:
         raise ValueError(f"network={cfg['architecture']} returns {tuple(logits.shape)}, not logits (B, num_classes)")
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.stem}-") as scratch:
         part = Path(scratch, output.name)
-        told = about.write(network, x, part, dynamic) or {}
-        checks = None
+        calibration = list(_real(int8, config))
+        write = partial(INT8[format], images=calibration) if int8 else about.write
+        told = write(network, x, part, dynamic) or {}
+        checks: dict[str, Any] | None = None
         if about.run:
-            batches = {"random": list(_random(x, dynamic)), "real": list(_real(images, config))}
-            run = about.run(part)
-            checks = {kind: _compare(network, run, batch) for kind, batch in batches.items() if batch}
+            run, classes = about.run(part), _classes(images, cfg.get("label_names") or ())
+            if calibration:  # noise is beyond what 8 bits are laid out for
+                checks = {"calibration": _compare(network, run, [*calibration, *_resized(calibration, x, dynamic)])}
+            else:
+                checks = {"random": _compare(network, run, _random(x, dynamic))}
+            if images:
+                checks["real"] = _compare(network, run, _real(images, config), classes)
+            wrong, measure = ("wrongly in 8 bits", "rms") if int8 else ("wrongly", "error")
             for kind, found in checks.items():
-                if not found["error"] <= tolerance:  # NaN is not
+                if not found[measure] <= tolerance:  # NaN is not
                     raise ValueError(
-                        f"{format} computes {cfg['architecture']} wrongly: on {kind} images logits are off by "
-                        f"{found['error']:.1e} of their standard deviation, over {tolerance:g}; nothing was written"
+                        f"{format} computes {cfg['architecture']} {wrong}: on {kind} images logits are off by "
+                        f"{found[measure]:.1e} of their standard deviation, over {tolerance:g}; nothing was written"
                     )
         written = [path for path in _files(about, part) if path.exists()]
         manifest = {
@@ -247,13 +281,23 @@ def _open(shape: Sequence[int], dynamic: Sequence[str]) -> list[int | None]:
     return [None if "batch" in dynamic else batch, channels, *sides]
 
 
-def _random(x: Tensor, dynamic: Sequence[str]) -> Iterator[Tensor]:
-    """Yield batches as the file must take them: of the size that it was written for, and of others where it can."""
-    generator = torch.Generator().manual_seed(1)
+def _shapes(x: Tensor, dynamic: Sequence[str]) -> Iterator[tuple[int, int, int, int]]:
+    """Yield shapes as the file must take them: the size that it was written for, and others where it can."""
     _, channels, height, width = x.shape
     sizes = [(height, width)] * 4 + [(height + 31, width), (height // 2 + 9, 2 * width - 5)] * ("size" in dynamic)
     for sides in sizes:
-        yield torch.randn(3 if "batch" in dynamic else 1, channels, *sides, generator=generator)
+        yield 3 if "batch" in dynamic else 1, channels, *sides
+
+
+def _random(x: Tensor, dynamic: Sequence[str]) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    for shape in _shapes(x, dynamic):
+        yield torch.randn(shape, generator=generator)
+
+
+def _resized(images: Sequence[Tensor], x: Tensor, dynamic: Sequence[str]) -> Iterator[Tensor]:
+    for batch, _, *sides in _shapes(x, dynamic) if dynamic else ():
+        yield nn.functional.interpolate(torch.cat([*images, *images, *images][:batch]), sides, mode="bilinear")
 
 
 def _real(images: Sequence[Path], config: dict[str, Any]) -> Iterator[Tensor]:
@@ -262,17 +306,32 @@ def _real(images: Sequence[Path], config: dict[str, Any]) -> Iterator[Tensor]:
         yield read(path)[None]
 
 
+def _classes(images: Sequence[Path], labels: Sequence[str]) -> Tensor | None:
+    """Return the class of each image, if all lie in folders that have the names of labels."""
+    index = {str(label): i for i, label in enumerate(labels)}
+    known = all(path.parent.name in index for path in images)
+    return torch.tensor([index[path.parent.name] for path in images]) if known else None
+
+
 @torch.inference_mode()
-def _compare(network: nn.Module, run: Run, batches: Sequence[Tensor]) -> dict[str, Any]:
-    expected = torch.cat([network(batch) for batch in batches])
-    found = torch.cat([torch.from_numpy(run(batch.numpy())) for batch in batches])
+def _compare(network: nn.Module, run: Run, batches: Iterable[Tensor], classes: Tensor | None = None) -> dict[str, Any]:
+    pairs = [(network(batch), torch.from_numpy(run(batch.numpy()))) for batch in batches]
+    expected, found = (torch.cat(logits) for logits in zip(*pairs, strict=True))
     if found.shape != expected.shape:
         raise ValueError(f"what was written returns {tuple(found.shape)}, not {tuple(expected.shape)}")
-    return {
+    told: dict[str, Any] = {
         "images": len(expected),
         "error": float((found - expected).abs().max() / expected.std()),
-        "top1": float((found.argmax(1) == expected.argmax(1)).float().mean()),
+        "rms": float((found - expected).square().mean().sqrt() / expected.std()),
+        "top1": _share(found, expected.argmax(1)),
     }
+    if classes is not None:
+        told["accuracy"] = {"eager": _share(expected, classes), "file": _share(found, classes)}
+    return told
+
+
+def _share(logits: Tensor, classes: Tensor) -> float:
+    return float((logits.argmax(1) == classes).float().mean())
 
 
 def _digest(path: Path) -> dict[str, Any]:
