@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ._extras import require
+from ._plain import plain
 from ._rewrite import portable, simplified, transposeless
 
 __all__ = ["FORMATS", "INPUT", "OUTPUT", "Format", "Run"]
@@ -37,6 +38,7 @@ class Format(NamedTuple):
     write: Callable[[nn.Module, Tensor, Path, Sequence[str]], dict[str, Any] | None]
     run: Callable[..., Run] | None
     beside: tuple[str, ...] = ()  # endings of files that come with it
+    torch_below: str = ""  # the first version of torch that is too new for it
 
 
 def _to_onnx(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) -> None:
@@ -91,7 +93,7 @@ def _to_executorch(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[
     exir = require("executorch.exir", "executorch")
     partitioner = require("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
     with _quiet():
-        exported = torch.export.export(portable(network, x), (x,), strict=False)
+        exported = torch.export.export(plain(network, x), (x,), strict=False)
         lowered = exir.to_edge_transform_and_lower(exported, partitioner=[partitioner.XnnpackPartitioner()])
         told = _delegation(lowered.exported_program().graph_module)
         program = lowered.to_executorch()
@@ -121,7 +123,7 @@ def _run_executorch(path: Path) -> Run:
 def _to_coreml(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) -> None:
     library = require("coremltools", "coreml")
     with _quiet():
-        exported = torch.export.export(portable(network, x), (x,), strict=False).run_decompositions({})
+        exported = torch.export.export(plain(network, x), (x,), strict=False).run_decompositions({})
         converted = library.convert(
             exported,
             inputs=[library.TensorType(name=INPUT, shape=tuple(x.shape))],
@@ -162,6 +164,26 @@ def _run_ncnn(path: Path) -> Run:
     return run
 
 
+def _to_litert(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) -> None:
+    library = require("litert_torch", "litert")
+    with _quiet():
+        library.convert(plain(network, x), (x,)).export(str(path))
+
+
+def _run_litert(path: Path, threads: int = 0) -> Run:
+    library = require("ai_edge_litert.interpreter", "litert")
+    interpreter = library.Interpreter(model_path=str(path), num_threads=threads or None)
+    interpreter.allocate_tensors()
+    (given,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def run(images: Any) -> Any:
+        interpreter.set_tensor(given["index"], images)
+        interpreter.invoke()
+        return interpreter.get_tensor(result["index"])
+
+    return run
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep converters' warnings and log lines, of which each has its own, from the terminal."""
@@ -180,5 +202,8 @@ FORMATS = {
     "openvino": Format(".xml", "openvino", ("openvino",), ("batch", "size"), _to_openvino, _run_openvino, (".bin",)),
     "executorch": Format(".pte", "executorch", ("executorch",), (), _to_executorch, _run_executorch),
     "coreml": Format(".mlpackage", "coreml", ("coremltools",), (), _to_coreml, None),
+    "litert": Format(
+        ".tflite", "litert", ("litert_torch", "ai_edge_litert"), (), _to_litert, _run_litert, torch_below="2.15"
+    ),
     "ncnn": Format(".param", "ncnn", ("pnnx", "ncnn"), (), _to_ncnn, _run_ncnn, (".bin",)),
 }

@@ -6,12 +6,16 @@ known they can be written with products of stacks of matrices, softmax, slices o
 is computed from weights alone, or only from sizes, is computed here.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F  # noqa: N812
+
+from ._rewrite import portable
 
 __all__ = ["plain"]
 
@@ -20,13 +24,13 @@ _aten = torch.ops.aten
 
 @torch.no_grad()
 def plain(network: nn.Module, x: Tensor) -> nn.Module:
-    """Return a network that computes the same of images like `x`, in plain operations.
+    """Return what `portable` does, in plain operations.
 
     Args:
         network: A network in evaluation mode, on the CPU.
         x: Images of the size that the result is for, `(B, C, H, W)`.
     """
-    graph: Any = torch.export.export(network, (x,), strict=False).module()
+    graph: Any = torch.export.export(portable(network, x), (x,), strict=False).module()
     _fold_constants(graph)
     rewritten: Any = torch.export.export(_Rewritten(graph), (x,), strict=False).module()
     return rewritten
@@ -99,6 +103,8 @@ def _matmul(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _softmax(x: Tensor, dim: int, dtype: Any = None) -> Tensor:
+    if dim % x.dim() == x.dim() - 1:
+        return x.softmax(-1, dtype)
     return x.transpose(dim, -1).softmax(-1, dtype).transpose(dim, -1)
 
 
@@ -108,13 +114,13 @@ def _mean(x: Tensor, dims: Sequence[int] | None, keepdim: bool = False, dtype: A
     shape = [1 if dim in gone else side for dim, side in enumerate(x.shape) if keepdim or dim not in gone]
     if x.dim() != 4 or gone != [2, 3]:
         kept = [dim for dim in range(x.dim()) if dim not in gone]
-        x = x.permute(*kept, *gone).flatten(0, len(kept) - 1).flatten(1)[None, :, None]
+        x = x.permute(*kept, *gone).reshape(1, math.prod(shape), 1, -1)
     return x.mean((2, 3), keepdim=True).reshape(shape)
 
 
 def _sum(x: Tensor, dims: Sequence[int] | None, keepdim: bool = False, dtype: Any = None) -> Tensor:
     found = _mean(x, dims, keepdim)
-    return found * (x.numel() // found.numel())
+    return found * float(x.numel() // found.numel())  # a whole number would be converted by an operation
 
 
 def _cut(x: Tensor, dim: int, start: int, end: int) -> Tensor:
@@ -130,7 +136,7 @@ def _slice(x: Tensor, dim: int = 0, start: int | None = None, end: int | None = 
     count = -(-(end - start) // step)
     missing = start + count * step - x.shape[dim]
     if missing > 0:
-        x = torch.nn.functional.pad(x, (0, 0) * (x.dim() - 1 - dim) + (0, missing))
+        x = F.pad(x, (0, 0) * (x.dim() - 1 - dim) + (0, missing))
     x = _cut(x, dim, start, start + count * step).unflatten(dim, (count, step))
     return _cut(x, dim + 1, 0, 1).flatten(dim, dim + 1)
 
@@ -164,6 +170,19 @@ def _roll(x: Tensor, shifts: Sequence[int], dims: Sequence[int]) -> Tensor:
     return x
 
 
+def _unsqueeze(x: Tensor, dim: int) -> Tensor:
+    place = dim % (x.dim() + 1)
+    return x.reshape(*x.shape[:place], 1, *x.shape[place:])
+
+
+def _stack(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    return torch.cat([_unsqueeze(part, dim) for part in parts], dim)
+
+
+def _divide(x: Tensor, by: Any) -> Tensor:
+    return x / by if isinstance(by, Tensor) else x * (1 / by)
+
+
 def _expand(x: Tensor, sizes: Sequence[int], implicit: bool = False) -> Tensor:
     grown = x.expand(sizes)
     return x if grown.shape == x.shape else grown
@@ -176,7 +195,7 @@ def _pad(x: Tensor, pads: Sequence[int], mode: str = "constant", value: float | 
         if mode == "constant" and pad < 0:
             x = _cut(x, dim, -pad, x.shape[dim]) if place % 2 == 0 else _cut(x, dim, 0, x.shape[dim] + pad)
     pads = [max(pad, 0) for pad in pads] if mode == "constant" else list(pads)
-    return torch.nn.functional.pad(x, pads, mode, value) if any(pads) else x
+    return F.pad(x, pads, mode, value) if any(pads) else x
 
 
 def _resize(x: Tensor, size: Any, *rest: Any) -> Tensor:
@@ -200,6 +219,9 @@ _FORMS: dict[Any, Callable[..., Any]] = {
     _aten.split_with_sizes.default: _split,
     _aten.split.Tensor: _split_each,
     _aten.chunk.default: _chunk,
+    _aten.unsqueeze.default: _unsqueeze,
+    _aten.stack.default: _stack,
+    _aten.div.Tensor: _divide,
     _aten.roll.default: _roll,
     _aten.expand.default: _expand,
     _aten.pad.default: _pad,

@@ -23,31 +23,12 @@ __all__ = ["portable", "simplified", "transposeless"]
 def simplified(network: nn.Module) -> nn.Module:
     """Return a copy of a network in evaluation mode, without what it does not need for that.
 
-    Norms and scales are folded where torch.fx can trace the network, and else it is a plain copy. Transposed
-    convolutions that spread each cell over a window of its own are written as convolutions whose channels are cells.
+    Norms and scales are folded where torch.fx can trace the network, and else it is a plain copy.
     """
     try:
-        network = fuse(network)
+        return fuse(network)
     except ValueError:
-        network = copy.deepcopy(network)
-    return _replace(network, _spread)
-
-
-@torch.no_grad()
-def _spread(conv: Any) -> nn.Module | None:
-    """Return what a transposed convolution computes whose windows neither overlap nor leave gaps, without one."""
-    if type(conv) is not nn.ConvTranspose2d or conv.kernel_size != conv.stride:
-        return None
-    side, other = conv.stride
-    if side != other or any(conv.padding) or any(conv.output_padding) or conv.dilation != (1, 1):
-        return None
-    wide = nn.Conv2d(conv.in_channels, conv.out_channels * side**2, 1, groups=conv.groups, bias=conv.bias is not None)
-    # (in, out / g, s, s) to (g, out / g, s, s, in / g)
-    weight = conv.weight.unflatten(0, (conv.groups, -1)).movedim(1, -1)
-    wide.weight.copy_(weight.reshape(wide.weight.shape))
-    if conv.bias is not None:
-        wide.bias.copy_(conv.bias.repeat_interleave(side**2))
-    return nn.Sequential(wide, nn.PixelShuffle(side))
+        return copy.deepcopy(network)
 
 
 def _replace(network: nn.Module, made: Callable[[Any], nn.Module | None]) -> nn.Module:
