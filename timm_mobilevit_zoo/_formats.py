@@ -144,6 +144,10 @@ def _to_ncnn(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) 
     library = require("pnnx", "ncnn")
     with _quiet():
         library.export(portable(network, x), str(path.with_suffix(".pt")), (x,), fp16=False)
+    layers = path.with_suffix(".ncnn.param").read_text(encoding="utf-8").splitlines()[2:]
+    unknown = sorted({layer.split()[0] for layer in layers if "." in layer.split()[0]})  # torch's names, left as they were
+    if unknown:
+        raise ValueError(f"ncnn has no {', '.join(unknown)} as this network uses it")
     for suffix in (".param", ".bin"):
         path.with_suffix(f".ncnn{suffix}").replace(path.with_suffix(suffix))
 

@@ -99,28 +99,33 @@ def _is_over_channels(norm: Any) -> bool:
 
 
 class _Means(nn.Module):
-    """A norm written as means over channels, which are one layer: `across`. Shape kept."""
+    """A norm written as means over channels, which are one layer: `across`. Shape kept.
 
-    def __init__(self, norm: Any, across: nn.Module, affine: tuple[int, ...]) -> None:
+    The small number that is added to the variance is the bias of the second: coremltools 9.0 fails on a number that is
+    added behind a linear layer.
+    """
+
+    def __init__(self, norm: Any, across: Any, affine: tuple[int, ...]) -> None:
         super().__init__()
-        self.eps = norm.eps
         self.across = across
+        self.variance = copy.deepcopy(across)
+        self.variance.bias = nn.Parameter(torch.tensor([norm.eps]))
         self.weight = None if norm.weight is None else nn.Parameter(norm.weight.detach().reshape(affine))
         self.bias = None if norm.bias is None else nn.Parameter(norm.bias.detach().reshape(affine))
 
-    def over(self, x: Tensor) -> Tensor:
-        return self.across(x)
+    def pooled(self, x: Tensor) -> Tensor:
+        return x
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x - self.over(x)
-        scale = (self.over(x * x) + self.eps).rsqrt()
+        x = x - self.across(self.pooled(x))
+        scale = self.variance(self.pooled(x * x)).rsqrt()
         x = x * (scale if self.weight is None else scale * self.weight)
         return x if self.bias is None else x + self.bias
 
 
 class _OverMap(_Means):
-    def over(self, x: Tensor) -> Tensor:
-        return self.across(x.mean((2, 3), keepdim=True))
+    def pooled(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3), keepdim=True)
 
 
 def _averaging(layer: Any, dim: int) -> Any:
