@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from timm.layers import Attention, LayerNorm2d
 from timm.layers import LayerNorm as TimmLayerNorm
-from timm.layers import LayerNorm2d
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 from ._fuse import fuse
 from .models.cloformer import PartialAvgPool2d, PooledAttention
@@ -66,7 +67,7 @@ class _ColumnAttention(nn.Module):
 
 @torch.no_grad()
 def portable(network: nn.Module, x: Tensor) -> nn.Module:
-    """Return what `simplified` does, with norms and pools as phones' runtimes take them.
+    """Return what `simplified` does, with norms, pools and timm's attention as phones' runtimes take them.
 
     Args:
         network: A network in evaluation mode, on the CPU.
@@ -86,12 +87,40 @@ def portable(network: nn.Module, x: Tensor) -> nn.Module:
         hook.remove()
 
     def made(module: Any) -> nn.Module | None:
+        if type(module) is Attention:
+            return _split_attention(module)
         if module in whole:
             return nn.AvgPool2d(module.window_size)
         make = _MADE.get(type(module))
         return make(module) if make and _is_over_channels(module) else None
 
     return _replace(network, made)
+
+
+class _SplitAttention(nn.Module):
+    """timm's `Attention` with a layer for each of queries, keys and values, so that no tensor has rank 5."""
+
+    def __init__(self, attn: Attention) -> None:
+        super().__init__()
+        self.shape = attn.num_heads, attn.head_dim
+        self.q, self.k, self.v = (copy.deepcopy(attn.qkv) for _ in "qkv")
+        for place, layer in enumerate((self.q, self.k, self.v)):
+            layer.weight = nn.Parameter(attn.qkv.weight.chunk(3)[place].clone())
+            if attn.qkv.bias is not None:
+                layer.bias = nn.Parameter(attn.qkv.bias.chunk(3)[place].clone())
+        self.proj = attn.proj
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        B, N, _ = x.shape
+        q, k, v = (layer(x).reshape(B, N, *self.shape).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, is_causal=is_causal)
+        return self.proj(x.transpose(1, 2).reshape(B, N, -1))
+
+
+def _split_attention(attn: Attention) -> nn.Module | None:
+    between = (getattr(attn, name, nn.Identity()) for name in ("q_norm", "k_norm", "norm"))
+    plain = all(isinstance(module, nn.Identity) for module in between) and getattr(attn, "gate", None) is None
+    return _SplitAttention(attn) if plain else None
 
 
 def _is_over_channels(norm: Any) -> bool:
