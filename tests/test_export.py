@@ -79,7 +79,20 @@ def test_the_portable_form_is_equal(name):
 # What XNNPACK takes, as torch.export calls it: with these arguments, and with what executorch writes them in.
 PLAIN = {
     *("add", "adaptive_avg_pool2d", "avg_pool2d", "batch_norm", "bmm", "cat", "conv2d", "conv_transpose2d", "div"),
-    *("flatten", "gelu", "linear", "max_pool2d", "mean", "mul", "pad", "permute", "relu", "reshape", "rsqrt", "sigmoid"),
+    *(
+        "flatten",
+        "gelu",
+        "linear",
+        "max_pool2d",
+        "mean",
+        "mul",
+        "pad",
+        "permute",
+        "relu",
+        "reshape",
+        "rsqrt",
+        "sigmoid",
+    ),
     *("silu", "slice", "softmax", "sub", "tanh", "transpose", "unflatten", "upsample_bilinear2d"),
 }
 

@@ -27,8 +27,8 @@ class Format(NamedTuple):
     """How a format is written and run.
 
     `write` puts a network for images like `x` into a file, and returns what else is to be told of it; `dynamic` says
-    which of `batch` and `size` may vary. `run` returns what runs the file, None where nothing here can; those that
-    `bench` times take a number of threads, 0 for the runtime's own choice.
+    which of `batch` and `size` may vary. `run` returns what runs the file, None where nothing here can; it takes
+    a number of threads, 0 for the runtime's own choice.
     """
 
     suffix: str
@@ -110,7 +110,9 @@ def _delegation(graph: Any) -> dict[str, Any]:
     return {"regions": sum("call_delegate" in name for name in names), "left": dict(left)}
 
 
-def _run_executorch(path: Path) -> Run:
+def _run_executorch(path: Path, threads: int = 0) -> Run:
+    if threads:
+        require("executorch.extension.pybindings.portable_lib", "executorch")._unsafe_reset_threadpool(threads)
     runtime = require("executorch.runtime", "executorch").Runtime.get()
     method = runtime.load_program(path).load_method("forward")
 
@@ -145,16 +147,19 @@ def _to_ncnn(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) 
     with _quiet():
         library.export(portable(network, x), str(path.with_suffix(".pt")), (x,), fp16=False)
     layers = path.with_suffix(".ncnn.param").read_text(encoding="utf-8").splitlines()[2:]
-    unknown = sorted({layer.split()[0] for layer in layers if "." in layer.split()[0]})  # torch's names, left as they were
+    unknown = sorted(
+        {layer.split()[0] for layer in layers if "." in layer.split()[0]}
+    )  # torch's names, left as they were
     if unknown:
         raise ValueError(f"ncnn has no {', '.join(unknown)} as this network uses it")
     for suffix in (".param", ".bin"):
         path.with_suffix(f".ncnn{suffix}").replace(path.with_suffix(suffix))
 
 
-def _run_ncnn(path: Path) -> Run:
+def _run_ncnn(path: Path, threads: int = 0) -> Run:
     library = require("ncnn", "ncnn")
     network = library.Net()
+    network.opt.num_threads = threads or network.opt.num_threads
     for option in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage"):  # or it computes in 16 bits
         setattr(network.opt, f"use_{option}", False)
     network.load_param(str(path))

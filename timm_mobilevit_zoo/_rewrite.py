@@ -15,7 +15,7 @@ from timm.layers import LayerNorm as TimmLayerNorm
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from ._fuse import fuse
+from ._fuse import fuse, scaled
 from .models.cloformer import PartialAvgPool2d, PooledAttention
 
 __all__ = ["portable", "simplified", "transposeless"]
@@ -67,7 +67,7 @@ class _ColumnAttention(nn.Module):
 
 @torch.no_grad()
 def portable(network: nn.Module, x: Tensor) -> nn.Module:
-    """Return what `simplified` does, with norms, pools and timm's attention as phones' runtimes take them.
+    """Return what `simplified` does, with norms, pools and attention as phones' runtimes take them.
 
     Args:
         network: A network in evaluation mode, on the CPU.
@@ -87,6 +87,8 @@ def portable(network: nn.Module, x: Tensor) -> nn.Module:
         hook.remove()
 
     def made(module: Any) -> nn.Module | None:
+        if type(module) is PooledAttention:
+            return _SplitPooledAttention(module)
         if type(module) is Attention:
             return _split_attention(module)
         if module in whole:
@@ -97,17 +99,24 @@ def portable(network: nn.Module, x: Tensor) -> nn.Module:
     return _replace(network, made)
 
 
+def _parts(layer: Any, count: int) -> list[Any]:
+    """Return layers that compute a part each of what a linear layer or a convolution does, of its first channels first."""
+    parts = [copy.deepcopy(layer) for _ in range(count)]
+    for place, part in enumerate(parts):
+        part.weight = nn.Parameter(layer.weight.chunk(count)[place].clone())
+        part.bias = None if layer.bias is None else nn.Parameter(layer.bias.chunk(count)[place].clone())
+        width = "out_features" if isinstance(layer, nn.Linear) else "out_channels"
+        setattr(part, width, len(part.weight))
+    return parts
+
+
 class _SplitAttention(nn.Module):
     """timm's `Attention` with a layer for each of queries, keys and values, so that no tensor has rank 5."""
 
     def __init__(self, attn: Attention) -> None:
         super().__init__()
         self.shape = attn.num_heads, attn.head_dim
-        self.q, self.k, self.v = (copy.deepcopy(attn.qkv) for _ in "qkv")
-        for place, layer in enumerate((self.q, self.k, self.v)):
-            layer.weight = nn.Parameter(attn.qkv.weight.chunk(3)[place].clone())
-            if attn.qkv.bias is not None:
-                layer.bias = nn.Parameter(attn.qkv.bias.chunk(3)[place].clone())
+        self.q, self.k, self.v = _parts(attn.qkv, 3)
         self.proj = attn.proj
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -115,6 +124,26 @@ class _SplitAttention(nn.Module):
         q, k, v = (layer(x).reshape(B, N, *self.shape).transpose(1, 2) for layer in (self.q, self.k, self.v))
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, is_causal=is_causal)
         return self.proj(x.transpose(1, 2).reshape(B, N, -1))
+
+
+class _SplitPooledAttention(nn.Module):
+    """CloFormer's pooled attention with a layer for each of queries, keys and values. `(B, C, H, W) -> (B, width, H, W)`.
+
+    Of each product one side alone is transposed: of one head litert-torch 0.10 would lose a transposition.
+    """
+
+    def __init__(self, attn: PooledAttention) -> None:
+        super().__init__()
+        self.shape = attn.num_heads, attn.head_dim
+        self.q, self.pool = scaled(attn.q, attn.scale), attn.pool
+        self.k, self.v = _parts(attn.kv, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, _, H, W = x.shape
+        pooled = self.pool(x)
+        q, k, v = (layer.reshape(B, *self.shape, -1) for layer in (self.q(x), self.k(pooled), self.v(pooled)))
+        attn = (q.transpose(-2, -1) @ k).softmax(dim=-1)  # (B, h, N, M)
+        return (attn @ v.transpose(-2, -1)).transpose(-2, -1).reshape(B, -1, H, W)
 
 
 def _split_attention(attn: Attention) -> nn.Module | None:
