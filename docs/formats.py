@@ -1,8 +1,9 @@
 """Try every registered name in every format of `export`, and write the table of docs/export.md.
 
-`python docs/formats.py try FORMAT [NAME...]`, where the extra of that format is installed, writes docs/formats/FORMAT.json;
-each name is tried in a process of its own, since some converters end theirs. `python docs/formats.py` writes the table,
-`--check` writes nothing and exits 1 where it is stale. Weights are seeded, so that norms do something.
+`python docs/formats.py try FORMAT [NAME...]`, where the extra of that format is installed, writes
+docs/formats/FORMAT.json; each name is tried in a process of its own, since some converters end theirs. `python
+docs/formats.py` writes the table, `--check` writes nothing and exits 1 where it is stale. Weights are seeded, so that
+norms do something.
 """
 
 import argparse
@@ -23,7 +24,6 @@ from timm_mobilevit_zoo._probe import seed_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, FOLDER = ROOT / "docs/export.md", ROOT / "docs/formats"
-BEGIN, END = "<!-- formats:begin -->", "<!-- formats:end -->"
 LIMIT = 900  # seconds that one model may take
 # What stops a converter, as a part of its message, and what its makers say of it.
 KNOWN: dict[str, str] = {}
@@ -93,7 +93,7 @@ def table() -> str:
     for name in sorted({name for rows in found.values() for name in rows}):
         rows = [(format, one.get(name)) for format, one in found.items()]
         sizes = [row["mib"] for _, row in rows if row and "mib" in row]
-        spread = f"{min(sizes):.1f}" if max(sizes) - min(sizes) < 0.1 else f"{min(sizes):.1f} to {max(sizes):.1f}"
+        spread = " to ".join(dict.fromkeys(f"{size:.1f}" for size in (min(sizes), max(sizes)))) if sizes else ""
         lines.append(f"| `{name}` | {spread} | {' | '.join(_cell(row, format, reasons) for format, row in rows)} |")
     notes = [f"{number}. {reason}" for reason, number in reasons.items()]
     made = []
@@ -124,10 +124,37 @@ def _error(row: dict[str, Any], format: str, reasons: dict[str, int]) -> str:
     return f"{row['checks']['random']['error']:.0e}" if row["checks"] else "written"
 
 
+def latency() -> str:
+    """Return the tables of what docs/latency.py measured, one a runtime."""
+    blocks = []
+    for path in sorted(FOLDER.glob("latency_*.json")):
+        told = json.loads(path.read_text(encoding="utf-8"))
+        machine = told["machine"]
+        others = f"others kept {machine['others']} cores busy"
+        about = f"{machine['cpu']}, {machine['threads']} thread, {told['size']} px, {others}, {told['date']}"
+        against = [key for key in told["rows"][0] if key.startswith("times as fast")]
+        lines = [f"`{told['format']}` ({about}):", "", f"| model | form | ms | {' | '.join(against)} |"]
+        lines.append(f"|---|---|---:|{'---:|' * len(against)}")
+        for row in told["rows"]:
+            shown = [_spread(row["ms"]) if not row["error"] else row["error"]]
+            shown += [_spread(row[key]) if row.get(key) else "" for key in against]
+            lines.append(f"| `{row['model']}` | {row['way']} | {' | '.join(shown)} |")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def _spread(found: dict[str, Any]) -> str:
+    return f"{found['median']:.2f} ({found['q1']:.2f} to {found['q3']:.2f})"
+
+
 def page() -> str:
-    """Return the page with its table filled in."""
-    head, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    return f"{head}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}"
+    """Return the page with its tables filled in."""
+    text = PAGE.read_text(encoding="utf-8")
+    for name, filled in (("formats", table()), ("latency", latency())):
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        head, _, rest = text.partition(begin)
+        text = f"{head}{begin}\n{filled}\n{end}{rest.partition(end)[2]}"
+    return text
 
 
 def main() -> None:

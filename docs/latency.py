@@ -64,10 +64,11 @@ def measure(format: str, rounds: int, seconds: float) -> dict[str, Any]:
     for row, one in zip(done, times, strict=True):
         row["round_ms"] = [float(f"{1000 * value:.6g}") for value in one]
         row["ms"] = bench.quartiles(row["round_ms"])
-    for row in done:
+    for row in rows:
         for key, model, way in (("eager", row["model"], "eager"), (NAMES[1], NAMES[1], row["way"])):
             base = next((one for one in done if (one["model"], one["way"]) == (model, way) and one is not row), None)
-            row[f"times as fast as {key}"] = bench.compare(base["round_ms"], row["round_ms"]) if base else None
+            both = base and not row["error"]
+            row[f"times as fast as {key}"] = bench.compare(base["round_ms"], row["round_ms"]) if both else None
     return {
         "format": format,
         "machine": {"cpu": bench._cpu(), "threads": 1, "others": round(max(0.0, busy - own) / spent, 2)},

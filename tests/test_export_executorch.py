@@ -9,7 +9,7 @@ from timm_mobilevit_zoo._probe import seed_weights
 pytest.importorskip("executorch", reason="needs the extra executorch")
 
 
-# Lowering takes 10 to 30 seconds a network: with EVERY_SIZE=1 every family's, else the package's first one and the KINDS.
+# Lowering takes 10 to 30 seconds a network: every family's with EVERY_SIZE=1, else a few.
 @pytest.mark.parametrize("name", FIRST if EVERY_SIZE else sorted({"cloformer_xxs", *KINDS}))
 def test_xnnpack_takes_it_whole(name, tmp_path):
     size = {} if name in FIXED else {"size": (64, 96)}

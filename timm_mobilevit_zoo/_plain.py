@@ -2,8 +2,8 @@
 
 torch guards the softmax of its attention against rows that are masked throughout, expands both sides of a product of
 more than two dimensions, and cuts with operations of several results: XNNPACK knows none of these. Where all sizes are
-known they can be written with products of stacks of matrices, softmax, slices of step 1, reshapes and permutations. What
-is computed from weights alone, or only from sizes, is computed here.
+known they can be written with products of stacks of matrices, softmax, slices of step 1, reshapes and permutations.
+What is computed from weights alone, or only from sizes, is computed here.
 """
 
 import math
@@ -100,6 +100,13 @@ def _matmul(x: Tensor, y: Tensor) -> Tensor:
         return x @ y
     product = torch.bmm(x.reshape(-1, *x.shape[-2:]), y.reshape(-1, *y.shape[-2:]))
     return product.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def _gelu(x: Tensor, approximate: str = "none") -> Tensor:
+    """Write the approximation out: XNNPACK, given it, computes the exact function."""
+    if approximate == "none":
+        return F.gelu(x)
+    return x * ((x * (x * x * 0.044715 + 1.0) * math.sqrt(2 / math.pi)).tanh() + 1.0) * 0.5
 
 
 def _softmax(x: Tensor, dim: int, dtype: Any = None) -> Tensor:
@@ -210,6 +217,7 @@ _FORMS: dict[Any, Callable[..., Any]] = {
     _aten.view.default: _aten.reshape.default,  # contiguous memory is not kept up
     _aten.scaled_dot_product_attention.default: _attention,
     _aten.matmul.default: _matmul,
+    _aten.gelu.default: _gelu,
     _aten.softmax.int: _softmax,
     _aten.mean.dim: _mean,
     _aten.sum.dim_IntList: _sum,

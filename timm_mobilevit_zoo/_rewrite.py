@@ -100,7 +100,7 @@ def portable(network: nn.Module, x: Tensor) -> nn.Module:
 
 
 def _parts(layer: Any, count: int) -> list[Any]:
-    """Return layers that compute a part each of what a linear layer or a convolution does, of its first channels first."""
+    """Return layers that compute a part each of the channels of a linear layer or a convolution, in their order."""
     parts = [copy.deepcopy(layer) for _ in range(count)]
     for place, part in enumerate(parts):
         part.weight = nn.Parameter(layer.weight.chunk(count)[place].clone())
@@ -127,7 +127,7 @@ class _SplitAttention(nn.Module):
 
 
 class _SplitPooledAttention(nn.Module):
-    """CloFormer's pooled attention with a layer for each of queries, keys and values. `(B, C, H, W) -> (B, width, H, W)`.
+    """CloFormer's pooled attention with a layer each for queries, keys and values. `(B, C, H, W) -> (B, width, H, W)`.
 
     Of each product one side alone is transposed: of one head litert-torch 0.10 would lose a transposition.
     """

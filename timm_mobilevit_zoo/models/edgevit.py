@@ -34,7 +34,7 @@ __all__ = ["EdgeViT", "LocalGlobalLocalAttention"]
 
 
 def _every(x: Tensor, step: int) -> Tensor:
-    """Keep one row of `step` and one column, the first of each. `(B, H, W, C) -> (B, ceil(H / step), ceil(W / step), C)`."""
+    """Keep every `step`-th row and column, the first ones too. `(B, H, W, C)`, sides divided and rounded up."""
     if torch.jit.is_tracing():  # OpenVINO 2026.4 takes sides cut by a step alone for the whole: its pull request 37932
         rows, columns = (x.shape[1] + step - 1) // step * step, (x.shape[2] + step - 1) // step * step
         x = x[:, 0:rows:step, 0:columns:step]
