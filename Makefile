@@ -37,10 +37,12 @@ check: $(VENV)/.test
 	$(PY) -m pylint --disable=all --enable=similarities --min-similarity-lines=8 timm_mobilevit_zoo
 	$(PY) docs/generate.py --check
 	$(PY) docs/benchmarks.py --check
+	$(PY) docs/formats.py --check
 
 hub table: $(VENV)/.test
 	$(PY) docs/generate.py
 	$(PY) docs/benchmarks.py
+	$(PY) docs/formats.py
 
 docs: $(VENV)/.test
 	$(PY) -m pip install --quiet --editable '.[docs]'

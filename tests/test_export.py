@@ -11,9 +11,9 @@ import timm
 import torch
 from PIL import Image
 from torch import nn
-from zoo import FIXED, create, every_first, every_staged_first, own_image
+from zoo import FIXED, create, every_first, every_staged_first, image, own_image, sizes
 
-from timm_mobilevit_zoo import _formats, _rewrite, cli, export
+from timm_mobilevit_zoo import _formats, _plain, _rewrite, cli, export
 from timm_mobilevit_zoo._probe import seed_weights
 
 SIZE = (64, 96)
@@ -75,6 +75,41 @@ def test_the_portable_form_is_equal(name):
     plain = _rewrite.portable(network, x)
     assert not [m for m in plain.modules() if isinstance(m, (nn.GroupNorm, nn.LayerNorm)) and type(m) in _rewrite._MADE]
     torch.testing.assert_close(plain(x), network(x), rtol=1e-4, atol=1e-5 * float(network(x).abs().max()))
+
+
+# What XNNPACK takes, as torch.export calls it: with these arguments, and with what executorch writes them in.
+PLAIN = {
+    *("add", "adaptive_avg_pool2d", "avg_pool2d", "batch_norm", "bmm", "cat", "conv2d", "conv_transpose2d", "div"),
+    *(
+        "flatten",
+        "gelu",
+        "linear",
+        "max_pool2d",
+        "mean",
+        "mul",
+        "pad",
+        "permute",
+        "relu",
+        "reshape",
+        "rsqrt",
+        "sigmoid",
+    ),
+    *("silu", "slice", "softmax", "sub", "tanh", "transpose", "unflatten", "upsample_bilinear2d"),
+}
+
+
+@every_first
+@torch.no_grad()
+def test_the_plain_form_is_equal_and_plain(name):
+    network = seeded(name)
+    for size in sizes(name):
+        x = image(*size, batch=1)
+        form = _plain.plain(network, x)
+        torch.testing.assert_close(form(x), network(x), rtol=1e-4, atol=1e-5 * float(network(x).abs().max()))
+        calls = [node for node in form.graph.nodes if node.op == "call_function"]
+        assert {node.target._schema.name.removeprefix("aten::").rstrip("_") for node in calls} <= PLAIN
+        assert all(node.args[4:] in ((), (1,)) for node in calls if "slice" in node.name), "steps are left to no one"
+        assert max(node.meta["val"].dim() for node in calls) <= 6
 
 
 @pytest.mark.parametrize("name", ["convnext_atto", "mobilevitv2_050"])
@@ -146,7 +181,7 @@ def test_a_wrong_file_is_not_kept(monkeypatch, tmp_path, how, message):
 
 
 BAD = {
-    r"format='litert' must be one of onnx, openvino, ": {"format": "litert"},
+    r"format='tflite' must be one of onnx, openvino, ": {"format": "tflite"},
     r"output='file.pt' must end in .onnx for format=onnx": {"output": "file.pt"},
     r"size=\(0, 64\) must be height and width in pixels": {"size": (0, 64)},
     r"dynamic='width' must be one of batch, size for format=onnx": {"dynamic": ("width",)},
@@ -203,6 +238,12 @@ def test_a_missing_runtime_names_the_pip_command(monkeypatch, tmp_path, format):
         ModuleNotFoundError, match=rf"{about.modules[0]} is not installed: pip install '.*\[{about.extra}\]'"
     ):
         export.export(NAME, format=format, output=str(tmp_path / f"file{about.suffix}"), pretrained=False)
+
+
+def test_a_torch_too_new_names_the_pip_command(monkeypatch, tmp_path):
+    monkeypatch.setitem(export.FORMATS, "onnx", _formats.FORMATS["onnx"]._replace(torch_below="2.0"))
+    with pytest.raises(ModuleNotFoundError, match=r"torch .* is too new for onnx: .* pip install '.*\[onnx\]'"):
+        export.export(NAME, format="onnx", output=str(tmp_path / "file.onnx"), pretrained=False)
 
 
 def test_the_command(monkeypatch, tmp_path, capsys):

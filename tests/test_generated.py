@@ -27,6 +27,7 @@ def load(name):
 
 generate, distill_digits, pictures = load("generate"), load("distill_digits"), load("pictures")
 benchmarks, growth = load("benchmarks"), load("growth")
+formats = load("formats")
 CONFIGS = sorted((ROOT / "hub_configs").glob("*.json"))
 PUBLISHED = {
     "hub": {
@@ -332,3 +333,21 @@ def test_networks_for_large_images_work(name):
     assert network(image()).shape == (2, 8 if name == "pooled_branch" else 1000)
     if "wide" in name:
         network.load_state_dict(create("cloformer_xxs").state_dict())
+
+
+def test_the_table_of_formats():
+    assert formats.page() == formats.PAGE.read_text(encoding="utf-8")
+    rows = [row for row in formats.tried("executorch") if not row["failed"]]
+    assert rows
+    assert all(row["xnnpack"] == {"regions": 1, "left": {}} for row in rows), "XNNPACK takes a network whole"
+
+
+def test_the_table_of_formats_tells_why_there_is_none(monkeypatch):
+    reasons = {}
+    monkeypatch.setitem(formats.KNOWN, "no such", "https://example.com/1")
+    assert formats._cell({"failed": "ncnn has no such layer"}, "ncnn", reasons) == "no (1)"
+    assert reasons == {"`ncnn`: ncnn has no such layer; https://example.com/1": 1}
+    right = {"failed": None, "checks": {"random": {"error": 2e-6}}}
+    left = {"xnnpack": {"regions": 2, "left": {"aten.mul.Scalar": 3}}}
+    assert formats._cell(right | {"dynamic": {"failed": "x"}}, "onnx", reasons) == "2e-06, no (2)"
+    assert formats._cell(right | left, "executorch", reasons) == "2e-06, 2 regions, 3 operators left"

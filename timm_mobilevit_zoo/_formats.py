@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ._extras import require
+from ._plain import plain
 from ._rewrite import portable, simplified, transposeless
 
 __all__ = ["FORMATS", "INPUT", "OUTPUT", "Format", "Run", "lower"]
@@ -26,8 +27,8 @@ class Format(NamedTuple):
     """How a format is written and run.
 
     `write` puts a network for images like `x` into a file, and returns what else is to be told of it; `dynamic` says
-    which of `batch` and `size` may vary. `run` returns what runs the file, None where nothing here can; those that
-    `bench` times take a number of threads, 0 for the runtime's own choice.
+    which of `batch` and `size` may vary. `run` returns what runs the file, None where nothing here can; it takes
+    a number of threads, 0 for the runtime's own choice.
     """
 
     suffix: str
@@ -37,6 +38,7 @@ class Format(NamedTuple):
     write: Callable[[nn.Module, Tensor, Path, Sequence[str]], dict[str, Any] | None]
     run: Callable[..., Run] | None
     beside: tuple[str, ...] = ()  # endings of files that come with it
+    torch_below: str = ""  # the first version of torch that is too new for it
 
 
 def _to_onnx(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) -> None:
@@ -89,7 +91,7 @@ def _run_openvino(path: Path, threads: int = 0) -> Run:
 
 def _to_executorch(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) -> dict[str, Any]:
     with _quiet():
-        exported = torch.export.export(portable(network, x), (x,), strict=False)
+        exported = torch.export.export(plain(network, x), (x,), strict=False)
     return lower(exported, path)
 
 
@@ -114,7 +116,9 @@ def _delegation(graph: Any) -> dict[str, Any]:
     return {"regions": sum("call_delegate" in name for name in names), "left": dict(left)}
 
 
-def _run_executorch(path: Path) -> Run:
+def _run_executorch(path: Path, threads: int = 0) -> Run:
+    if threads:
+        require("executorch.extension.pybindings.portable_lib", "executorch")._unsafe_reset_threadpool(threads)
     runtime = require("executorch.runtime", "executorch").Runtime.get()
     method = runtime.load_program(path).load_method("forward")
 
@@ -127,7 +131,7 @@ def _run_executorch(path: Path) -> Run:
 def _to_coreml(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) -> None:
     library = require("coremltools", "coreml")
     with _quiet():
-        exported = torch.export.export(portable(network, x), (x,), strict=False).run_decompositions({})
+        exported = torch.export.export(plain(network, x), (x,), strict=False).run_decompositions({})
         converted = library.convert(
             exported,
             inputs=[library.TensorType(name=INPUT, shape=tuple(x.shape))],
@@ -148,13 +152,20 @@ def _to_ncnn(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) 
     library = require("pnnx", "ncnn")
     with _quiet():
         library.export(portable(network, x), str(path.with_suffix(".pt")), (x,), fp16=False)
+    layers = path.with_suffix(".ncnn.param").read_text(encoding="utf-8").splitlines()[2:]
+    unknown = sorted(
+        {layer.split()[0] for layer in layers if "." in layer.split()[0]}
+    )  # torch's names, left as they were
+    if unknown:
+        raise ValueError(f"ncnn has no {', '.join(unknown)} as this network uses it")
     for suffix in (".param", ".bin"):
         path.with_suffix(f".ncnn{suffix}").replace(path.with_suffix(suffix))
 
 
-def _run_ncnn(path: Path) -> Run:
+def _run_ncnn(path: Path, threads: int = 0) -> Run:
     library = require("ncnn", "ncnn")
     network = library.Net()
+    network.opt.num_threads = threads or network.opt.num_threads
     for option in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage"):  # or it computes in 16 bits
         setattr(network.opt, f"use_{option}", False)
     network.load_param(str(path))
@@ -164,6 +175,26 @@ def _run_ncnn(path: Path) -> Run:
         extractor = network.create_extractor()
         extractor.input("in0", library.Mat(images[0]).clone())
         return np.array(extractor.extract("out0")[1])[None]
+
+    return run
+
+
+def _to_litert(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) -> None:
+    library = require("litert_torch", "litert")
+    with _quiet():
+        library.convert(plain(network, x), (x,)).export(str(path))
+
+
+def _run_litert(path: Path, threads: int = 0) -> Run:
+    library = require("ai_edge_litert.interpreter", "litert")
+    interpreter = library.Interpreter(model_path=str(path), num_threads=threads or None)
+    interpreter.allocate_tensors()
+    (given,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def run(images: Any) -> Any:
+        interpreter.set_tensor(given["index"], images)
+        interpreter.invoke()
+        return interpreter.get_tensor(result["index"])
 
     return run
 
@@ -186,5 +217,8 @@ FORMATS = {
     "openvino": Format(".xml", "openvino", ("openvino",), ("batch", "size"), _to_openvino, _run_openvino, (".bin",)),
     "executorch": Format(".pte", "executorch", ("executorch",), (), _to_executorch, _run_executorch),
     "coreml": Format(".mlpackage", "coreml", ("coremltools",), (), _to_coreml, None),
+    "litert": Format(
+        ".tflite", "litert", ("litert_torch", "ai_edge_litert"), (), _to_litert, _run_litert, torch_below="2.15"
+    ),
     "ncnn": Format(".param", "ncnn", ("pnnx", "ncnn"), (), _to_ncnn, _run_ncnn, (".bin",)),
 }

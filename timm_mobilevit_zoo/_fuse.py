@@ -16,7 +16,7 @@ from ._prepack import ACTIVATIONS, check_prepack, packed
 from .models._blocks import DepthwiseConv2d
 from .models.cloformer import Scale
 
-__all__ = ["fuse"]
+__all__ = ["fuse", "scaled"]
 
 # By exact type, except for what may stand in the way: a subclass may compute anything.
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, DepthwiseConv2d)
@@ -133,7 +133,7 @@ class _Folder:
         channels = {LayerScale: -1, LayerScale2d: 1}.get(type(scale))
         behind, layer = self._layer(node.args[0], channels)
         if type(layer) in _CONVS or type(layer) is nn.Linear:
-            self._replace(behind, _scaled(layer, scale.scale if isinstance(scale, Scale) else scale.gamma))
+            self._replace(behind, scaled(layer, scale.scale if isinstance(scale, Scale) else scale.gamma))
             self._replace(node, nn.Identity())
 
     def _is_free(self, module: nn.Module) -> bool:
@@ -190,7 +190,7 @@ class _Folder:
         self.modules[name] = module
 
 
-def _scaled(layer: Any, scale: Tensor | float) -> nn.Module:
+def scaled(layer: Any, scale: Tensor | float) -> nn.Module:
     """Return a layer whose result is scaled: by one number, or one a channel."""
     layer = copy.deepcopy(layer)
     with torch.no_grad():

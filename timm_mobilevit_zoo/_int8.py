@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ._extras import require
 from ._formats import FORMATS, INPUT, _quiet, lower
-from ._rewrite import portable
+from ._plain import plain
 
 __all__ = ["CALIBRATION", "INT8"]
 
@@ -126,7 +126,7 @@ def _executorch(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str
         quantizer.set_operator_type(kind, config)
     quantizer.set_filter_function(lambda node: node.target not in kinds or _can_be_quantised(node))
     with _quiet():
-        exported = torch.export.export(portable(network, x), (x,), strict=False).module()
+        exported = torch.export.export(plain(network, x), (x,), strict=False).module()
         quantised = pt2e.prepare_pt2e(copy.deepcopy(exported), quantizer)
         with torch.no_grad():
             for image in images:
@@ -135,7 +135,7 @@ def _executorch(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str
         told = lower(torch.export.export(quantised, (x,), strict=False), path)
     bits = {node.name for node in quantised.graph.nodes if node.target in kinds and _is_quantised(node.args[1])}
     layers = {node.name: node for node in exported.graph.nodes if node.name in bits}
-    names = {name: list(node.meta["nn_module_stack"].values())[-1][0] for name, node in layers.items()}
+    names = {name: _layer(node.args[1]) for name, node in layers.items()}
     errors = _errors(
         zip(_graph_outputs(exported, names, images), _graph_outputs(quantised, names, images), strict=True)
     )
@@ -152,6 +152,11 @@ def _can_be_quantised(layer: Any) -> bool:
     """Say no of the mean that a norm takes, a layer with one output, and of what XNNPACK then gives a wrong shape."""
     resized = any("upsample" in str(user.target) for user in layer.users)  # ExecuTorch 1.5.1
     return len(layer.args[1].meta["val"]) > 1 and not resized
+
+
+def _layer(weight: Any) -> str:
+    """Return the name of the layer that has a weight: the graph no longer has the network's modules."""
+    return str(weight.target).removeprefix("rewritten.").removesuffix(".weight")
 
 
 def _is_quantised(node: Any) -> bool:

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from timm.layers import Attention, LayerNorm2d
 from timm.layers import LayerNorm as TimmLayerNorm
-from timm.layers import LayerNorm2d
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
-from ._fuse import fuse
+from ._fuse import fuse, scaled
 from .models.cloformer import PartialAvgPool2d, PooledAttention
 
 __all__ = ["portable", "simplified", "transposeless"]
@@ -66,7 +67,7 @@ class _ColumnAttention(nn.Module):
 
 @torch.no_grad()
 def portable(network: nn.Module, x: Tensor) -> nn.Module:
-    """Return what `simplified` does, with norms and pools as phones' runtimes take them.
+    """Return what `simplified` does, with norms, pools and attention as phones' runtimes take them.
 
     Args:
         network: A network in evaluation mode, on the CPU.
@@ -86,6 +87,10 @@ def portable(network: nn.Module, x: Tensor) -> nn.Module:
         hook.remove()
 
     def made(module: Any) -> nn.Module | None:
+        if type(module) is PooledAttention:
+            return _SplitPooledAttention(module)
+        if type(module) is Attention:
+            return _split_attention(module)
         if module in whole:
             return nn.AvgPool2d(module.window_size)
         make = _MADE.get(type(module))
@@ -94,33 +99,91 @@ def portable(network: nn.Module, x: Tensor) -> nn.Module:
     return _replace(network, made)
 
 
+def _parts(layer: Any, count: int) -> list[Any]:
+    """Return layers that compute a part each of the channels of a linear layer or a convolution, in their order."""
+    parts = [copy.deepcopy(layer) for _ in range(count)]
+    for place, part in enumerate(parts):
+        part.weight = nn.Parameter(layer.weight.chunk(count)[place].clone())
+        part.bias = None if layer.bias is None else nn.Parameter(layer.bias.chunk(count)[place].clone())
+        width = "out_features" if isinstance(layer, nn.Linear) else "out_channels"
+        setattr(part, width, len(part.weight))
+    return parts
+
+
+class _SplitAttention(nn.Module):
+    """timm's `Attention` with a layer for each of queries, keys and values, so that no tensor has rank 5."""
+
+    def __init__(self, attn: Attention) -> None:
+        super().__init__()
+        self.shape = attn.num_heads, attn.head_dim
+        self.q, self.k, self.v = _parts(attn.qkv, 3)
+        self.proj = attn.proj
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        B, N, _ = x.shape
+        q, k, v = (layer(x).reshape(B, N, *self.shape).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, is_causal=is_causal)
+        return self.proj(x.transpose(1, 2).reshape(B, N, -1))
+
+
+class _SplitPooledAttention(nn.Module):
+    """CloFormer's pooled attention with a layer each for queries, keys and values. `(B, C, H, W) -> (B, width, H, W)`.
+
+    Of each product one side alone is transposed: of one head litert-torch 0.10 would lose a transposition.
+    """
+
+    def __init__(self, attn: PooledAttention) -> None:
+        super().__init__()
+        self.shape = attn.num_heads, attn.head_dim
+        self.q, self.pool = scaled(attn.q, attn.scale), attn.pool
+        self.k, self.v = _parts(attn.kv, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, _, H, W = x.shape
+        pooled = self.pool(x)
+        q, k, v = (layer.reshape(B, *self.shape, -1) for layer in (self.q(x), self.k(pooled), self.v(pooled)))
+        attn = (q.transpose(-2, -1) @ k).softmax(dim=-1)  # (B, h, N, M)
+        return (attn @ v.transpose(-2, -1)).transpose(-2, -1).reshape(B, -1, H, W)
+
+
+def _split_attention(attn: Attention) -> nn.Module | None:
+    between = (getattr(attn, name, nn.Identity()) for name in ("q_norm", "k_norm", "norm"))
+    plain = all(isinstance(module, nn.Identity) for module in between) and getattr(attn, "gate", None) is None
+    return _SplitAttention(attn) if plain else None
+
+
 def _is_over_channels(norm: Any) -> bool:
     return norm.num_groups == 1 if isinstance(norm, nn.GroupNorm) else len(norm.normalized_shape) == 1
 
 
 class _Means(nn.Module):
-    """A norm written as means over channels, which are one layer: `across`. Shape kept."""
+    """A norm written as means over channels, which are one layer: `across`. Shape kept.
 
-    def __init__(self, norm: Any, across: nn.Module, affine: tuple[int, ...]) -> None:
+    The small number that is added to the variance is the bias of the second: coremltools 9.0 fails on a number that is
+    added behind a linear layer.
+    """
+
+    def __init__(self, norm: Any, across: Any, affine: tuple[int, ...]) -> None:
         super().__init__()
-        self.eps = norm.eps
         self.across = across
+        self.variance = copy.deepcopy(across)
+        self.variance.bias = nn.Parameter(torch.tensor([norm.eps]))
         self.weight = None if norm.weight is None else nn.Parameter(norm.weight.detach().reshape(affine))
         self.bias = None if norm.bias is None else nn.Parameter(norm.bias.detach().reshape(affine))
 
-    def over(self, x: Tensor) -> Tensor:
-        return self.across(x)
+    def pooled(self, x: Tensor) -> Tensor:
+        return x
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x - self.over(x)
-        scale = (self.over(x * x) + self.eps).rsqrt()
+        x = x - self.across(self.pooled(x))
+        scale = self.variance(self.pooled(x * x)).rsqrt()
         x = x * (scale if self.weight is None else scale * self.weight)
         return x if self.bias is None else x + self.bias
 
 
 class _OverMap(_Means):
-    def over(self, x: Tensor) -> Tensor:
-        return self.across(x.mean((2, 3), keepdim=True))
+    def pooled(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3), keepdim=True)
 
 
 def _averaging(layer: Any, dim: int) -> Any:

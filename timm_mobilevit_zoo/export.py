@@ -29,7 +29,7 @@ from ._int8 import CALIBRATION, INT8
 from ._remote import digests
 from .predict import load
 
-__all__ = ["export", "to_coreml", "to_executorch", "to_ncnn", "to_onnx", "to_openvino"]
+__all__ = ["export", "to_coreml", "to_executorch", "to_litert", "to_ncnn", "to_onnx", "to_openvino"]
 
 TOLERANCE = 1e-3  # of a standard deviation of the logits; what runs in float32 is off by 1e-6 to 1e-4
 INT8_TOLERANCE = 0.2  # of the same, on average; trained networks are off by 0.02 to 0.1, what is broken by 0.3 and more
@@ -39,7 +39,7 @@ IMAGES, MEASURED = 64, 1000  # of a folder, at most: to compare, and to tell the
 def export(
     model: str,
     *,
-    format: Literal["onnx", "openvino", "executorch", "coreml", "ncnn"],
+    format: Literal["onnx", "openvino", "executorch", "coreml", "litert", "ncnn"],
     output: str,
     size: tuple[int, int] | None = None,
     dynamic: Sequence[Literal["batch", "size"]] = (),
@@ -53,8 +53,8 @@ def export(
 
     Args:
         model: Folder that train left, or a name that timm creates with weights.
-        format: What to write: onnx for ONNX Runtime, openvino, executorch (with XNNPACK), coreml, or ncnn.
-        output: File to write, ending in .onnx, .xml, .pte, .mlpackage or .param. A manifest is written
+        format: What to write: onnx for ONNX Runtime, openvino, executorch (with XNNPACK), coreml, litert, or ncnn.
+        output: File to write, ending in .onnx, .xml, .pte, .mlpackage, .tflite or .param. A manifest is written
             beside it.
         size: Height and width of the image, in pixels; those of the model where not given.
         dynamic: What may differ in each call, of batch and size; without them one image of one size. In onnx and
@@ -130,6 +130,15 @@ def to_coreml(network: nn.Module, output: str, **options: Any) -> dict[str, Any]
     return _to("coreml", network, output, **options)
 
 
+def to_litert(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
+    """Write a network for LiteRT, `output` ending in .tflite; see `to_onnx` for the rest.
+
+    Raises:
+        ModuleNotFoundError: Also where torch is newer than its converter takes.
+    """
+    return _to("litert", network, output, **options)
+
+
 def to_ncnn(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
     """Write a network for ncnn, `output` ending in .param and a .bin beside it; see `to_onnx` for the rest."""
     return _to("ncnn", network, output, **options)
@@ -185,6 +194,11 @@ def _task(
         check_free("output", path, overwrite)
     for module in about.modules:
         require(module, about.extra)
+    if about.torch_below and torch.__version__ >= about.torch_below:
+        raise ModuleNotFoundError(
+            f"torch {torch.__version__} is too new for {about.modules[0]}: in an environment of its own, "
+            f"pip install 'timm-mobilevit-zoo[{about.extra}]'"
+        )
     return _Task(format, target, size, dynamic, compared, calibration, tolerance)
 
 

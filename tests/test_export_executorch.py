@@ -1,0 +1,18 @@
+"""Files for ExecuTorch, where it is installed: XNNPACK takes the whole of a network, and computes the same."""
+
+import pytest
+from zoo import EVERY_SIZE, FIRST, FIXED, KINDS, create
+
+from timm_mobilevit_zoo import export
+from timm_mobilevit_zoo._probe import seed_weights
+
+pytest.importorskip("executorch", reason="needs the extra executorch")
+
+
+# Lowering takes 10 to 30 seconds a network: every family's with EVERY_SIZE=1, else a few.
+@pytest.mark.parametrize("name", FIRST if EVERY_SIZE else sorted({"cloformer_xxs", *KINDS}))
+def test_xnnpack_takes_it_whole(name, tmp_path):
+    size = {} if name in FIXED else {"size": (64, 96)}
+    found = export.to_executorch(seed_weights(create(name)), str(tmp_path / "file.pte"), **size)
+    assert found["xnnpack"] == {"regions": 1, "left": {}}
+    assert found["checks"]["random"] == {"images": 4, "error": pytest.approx(0, abs=1e-4), "top1": 1.0}
