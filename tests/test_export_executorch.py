@@ -1,12 +1,10 @@
-"""Files for ExecuTorch, where it is installed: XNNPACK takes the whole of a network, and computes the same."""
+"""Files for ExecuTorch: XNNPACK takes the whole of a network, and computes the same."""
 
 import pytest
 from zoo import EVERY_SIZE, FIRST, FIXED, KINDS, create
 
 from timm_mobilevit_zoo import export
 from timm_mobilevit_zoo._probe import seed_weights
-
-pytest.importorskip("executorch", reason="needs the extra executorch")
 
 
 # Lowering takes 10 to 30 seconds a network: every family's with EVERY_SIZE=1, else a few.
