@@ -110,6 +110,8 @@ def test_the_plain_form_is_equal_and_plain(name):
         assert {node.target._schema.name.removeprefix("aten::").rstrip("_") for node in calls} <= PLAIN
         assert all(node.args[4:] in ((), (1,)) for node in calls if "slice" in node.name), "steps are left to no one"
         assert max(node.meta["val"].dim() for node in calls) <= 6
+        rows = [node.args[0] for node in calls if "softmax" in node.name]
+        assert not [node for node in rows if "conv2d" in node.name], "XNNPACK would take it over channels"
 
 
 @pytest.mark.parametrize("name", ["convnext_atto", "mobilevitv2_050"])

@@ -110,9 +110,10 @@ def _gelu(x: Tensor, approximate: str = "none") -> Tensor:
 
 
 def _softmax(x: Tensor, dim: int, dtype: Any = None) -> Tensor:
-    if dim % x.dim() == x.dim() - 1:
-        return x.softmax(-1, dtype)
-    return x.transpose(dim, -1).softmax(-1, dtype).transpose(dim, -1)
+    """Take it of the rows of a matrix: ExecuTorch 1.5.1 takes that of a map behind a convolution over its channels."""
+    if dim % x.dim() < x.dim() - 1:
+        return _softmax(x.transpose(dim, -1), -1, dtype).transpose(dim, -1)
+    return x.reshape(-1, x.shape[-1]).softmax(-1, dtype).reshape(x.shape)
 
 
 def _mean(x: Tensor, dims: Sequence[int] | None, keepdim: bool = False, dtype: Any = None) -> Tensor:
