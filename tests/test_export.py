@@ -11,7 +11,7 @@ import timm
 import torch
 from PIL import Image
 from torch import nn
-from zoo import FIXED, create, every_first, every_staged_first, image, own_image, sizes
+from zoo import FIXED, create, every_first, every_staged_first, own_image
 
 from timm_mobilevit_zoo import _formats, _plain, _rewrite, cli, export
 from timm_mobilevit_zoo._probe import seed_weights
@@ -101,17 +101,15 @@ PLAIN = {
 @every_first
 @torch.no_grad()
 def test_the_plain_form_is_equal_and_plain(name):
-    network = seeded(name)
-    for size in sizes(name):
-        x = image(*size, batch=1)
-        form = _plain.plain(network, x)
-        torch.testing.assert_close(form(x), network(x), rtol=1e-4, atol=1e-5 * float(network(x).abs().max()))
-        calls = [node for node in form.graph.nodes if node.op == "call_function"]
-        assert {node.target._schema.name.removeprefix("aten::").rstrip("_") for node in calls} <= PLAIN
-        assert all(node.args[4:] in ((), (1,)) for node in calls if "slice" in node.name), "steps are left to no one"
-        assert max(node.meta["val"].dim() for node in calls) <= 6
-        rows = [node.args[0] for node in calls if "softmax" in node.name]
-        assert not [node for node in rows if "conv2d" in node.name], "XNNPACK would take it over channels"
+    network, x = seeded(name), own_image(name, batch=1)
+    form = _plain.plain(network, x)
+    torch.testing.assert_close(form(x), network(x), rtol=1e-4, atol=1e-5 * float(network(x).abs().max()))
+    calls = [node for node in form.graph.nodes if node.op == "call_function"]
+    assert {node.target._schema.name.removeprefix("aten::").rstrip("_") for node in calls} <= PLAIN
+    assert all(node.args[4:] in ((), (1,)) for node in calls if "slice" in node.name), "steps are left to no one"
+    assert max(node.meta["val"].dim() for node in calls) <= 6
+    rows = [node.args[0] for node in calls if "softmax" in node.name]
+    assert not [node for node in rows if "conv2d" in node.name], "XNNPACK would take it over channels"
 
 
 @pytest.mark.parametrize("name", ["convnext_atto", "mobilevitv2_050"])

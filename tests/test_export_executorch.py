@@ -8,7 +8,7 @@ from timm_mobilevit_zoo._probe import seed_weights
 
 
 # Lowering takes 10 to 30 seconds a network: every family's with EVERY_SIZE=1, else a few.
-@pytest.mark.parametrize("name", FIRST if EVERY_SIZE else sorted({"cloformer_xxs", *KINDS}))
+@pytest.mark.parametrize("name", FIRST if EVERY_SIZE else ["cloformer_xxs", KINDS[0]])
 def test_xnnpack_takes_it_whole(name, tmp_path):
     size = {} if name in FIXED else {"size": (64, 96)}
     found = export.to_executorch(seed_weights(create(name)), str(tmp_path / "file.pte"), **size)

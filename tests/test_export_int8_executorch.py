@@ -1,7 +1,7 @@
 """ExecuTorch's files in 8 bits: XNNPACK computes them, and nothing more is left to slower code than in float."""
 
 import pytest
-from zoo import FIXED, create, every_kind, write_blots
+from zoo import FIXED, KINDS, create, write_blots
 
 from timm_mobilevit_zoo import export
 from timm_mobilevit_zoo._probe import seed_weights
@@ -14,7 +14,7 @@ def photos(tmp_path_factory):
     return str(folder)
 
 
-@every_kind
+@pytest.mark.parametrize("name", KINDS[1:])
 def test_executorch(name, photos, tmp_path):
     network, size = seed_weights(create(name)), {} if name in FIXED else {"size": (32, 32)}
     whole = export.to_executorch(network, str(tmp_path / "whole.pte"), **size)
