@@ -8,7 +8,6 @@ ZOO_SCREENSHOTS=FOLDER keeps what a phone and a desktop show.
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 from functools import partial
@@ -22,7 +21,7 @@ from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 from timm.data import resolve_data_config
 from timm.models import save_for_hf
-from zoo import KINDS, close, create
+from zoo import KINDS, close, create, interruptible
 
 from timm_mobilevit_zoo._data import reader
 from timm_mobilevit_zoo._layers import record
@@ -94,7 +93,7 @@ def site(model, tmp_path_factory):
 def url(site):
     """The page as the command serves it."""
     command = [sys.executable, "-m", "timm_mobilevit_zoo", "page", "-o", str(site), "--serve"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    with interruptible(command) as server:
         yield server.stdout.readline().split()[0]
         server.send_signal(signal.SIGINT)
         assert server.wait(20) == 0

@@ -342,6 +342,8 @@ BAD = {
     "dtype=fp16 is for a GPU": {"dtype": ("fp32", "fp16"), "device": "cpu"},
     "cuda_graphs needs device=cuda": {"cuda_graphs": True, "device": "cpu"},
     "backend=openvino is measured on a CPU in fp32": {"backend": ("openvino",), "dtype": ("bf16",)},
+    "dtype=int8 is what export writes for backend=onnxruntime": {"dtype": ("fp32", "int8"), "device": "cpu"},
+    "backend=onnxruntime is measured on a CPU in fp32": {"backend": ("onnxruntime",), "dtype": ("int8",)},
     "backend=fuse does not train": {"backend": ("compile", "fuse"), "mode": ("train",)},
     r"plot='plot.doc' must end in one of \..*png": {"plot": "plot.doc"},
     "plot needs mode=eval and a name whose authors claim": {"plot": "plot.png", "names": [own("right")]},
@@ -364,6 +366,18 @@ def test_a_missing_back_end_names_the_pip_command(monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ModuleNotFoundError, match=rf"^{missing} is not installed: pip install '.*\[export\]'"):
         bench.bench([NAME], backend=tuple(_runners.EXPORTED), device="cpu")
+
+
+def test_int8_is_measured_beside_fp32():
+    rows = bench.bench([NAME], backend=("eager", "onnxruntime"), dtype=("int8", "fp32"), device="cpu", **SMALL)
+    assert [(row["backend"], row["dtype"], row["error"]) for row in rows] == [
+        ("eager", "fp32", None),
+        ("onnxruntime", "fp32", None),
+        ("onnxruntime", "int8", None),
+    ]
+    assert rows[1]["deviation"] < 1e-4 < rows[2]["deviation"] < 0.5
+    assert rows[2]["moved_mib"] < rows[1]["moved_mib"]
+    assert rows[2]["ms"]["median"] > 0
 
 
 def test_the_picture_has_the_claims(tmp_path):

@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from zoo import KINDS, create
+from zoo import KINDS, create, interruptible
 
 from timm_mobilevit_zoo import _ortweb, cli, export
 from timm_mobilevit_zoo import page as module
@@ -231,7 +231,7 @@ def get(url):
 def test_the_command_writes_and_serves(runtime, tmp_path):
     command = [sys.executable, "-m", "timm_mobilevit_zoo", "page", PLAIN, "--no-pretrained", "-o", str(tmp_path / "s")]
     command += ["--runtime", str(runtime), "--serve"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    with interruptible(command) as server:
         try:
             assert server.stdout.readline().endswith(f"s: {PLAIN}, 1.8 MiB, no attention that is recorded\n")
             url = server.stdout.readline().split()[0]

@@ -3,7 +3,10 @@
 import importlib
 import json
 import os
-from functools import cache
+import signal
+import subprocess
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +87,18 @@ every_kind = _decorator(KINDS)
 EVERY_SIZE = os.environ.get("EVERY_SIZE") == "1"
 _SIZES = NAMES if EVERY_SIZE else FIRST
 every_size, every_staged_size = _decorator(_SIZES), _decorator([name for name in _SIZES if name in STAGED])
+
+
+@contextmanager
+def interruptible(command):
+    """Run a command that ends by SIGINT, which what a shell has put into the background would ignore."""
+    start = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=start)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def create(name, **kwargs):

@@ -5,6 +5,7 @@ import importlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from ._formats import FORMATS
 from ._fuse import fuse
+from ._int8 import INT8
 from ._probe import seeded
 from .predict import create
 
@@ -41,12 +43,12 @@ Backend = Literal["eager", "fuse", "prepack", "compile", "fuse+compile", "onnxru
 # Run outside of torch: fp32, evaluation, a CPU, tensors in their own order.
 EXPORTED = {"onnxruntime": FORMATS["onnx"], "openvino": FORMATS["openvino"]}
 CPU_ONLY = (*EXPORTED, "prepack")  # what there is no choice of memory format and type for
-TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 
 # How far a result may be from float64's, as a part of its largest value. Back ends differ by 1e-6 in fp32, OpenVINO's
 # activations by up to 3e-4. In 16 bits a network of random weights rounds to anything up to 0.13 in eager mode, and its
-# gradients to nothing that could be compared.
-TOLERANCE = {"fp32": 1e-3, "fp16": 0.1, "bf16": 0.2}
+# gradients to nothing that could be compared. In 8 bits they are off by about 0.1.
+TOLERANCE = {"fp32": 1e-3, "fp16": 0.1, "bf16": 0.2, "int8": 0.5}
 GRADIENT_TOLERANCE = 1e-2
 
 
@@ -176,7 +178,7 @@ def prepare(candidate: Candidate, setting: Setting, network: nn.Module, x: Tenso
         Exception: Whatever a back end has against the network.
     """
     if candidate.backend in EXPORTED:
-        return Runner(_exported(candidate.backend, network, x, setting.threads), None)
+        return Runner(_exported(candidate, network, x, setting.threads), None)
     layout: Any = torch.channels_last if candidate.memory_format == "channels_last" else torch.contiguous_format
     if candidate.backend == "prepack":
         return _evaluation(fuse(network, prepack=True), x)
@@ -241,12 +243,13 @@ def _captured(call: Callable[[], Any]) -> Callable[[], Any]:
     return replay
 
 
-def _exported(backend: str, network: nn.Module, x: Tensor, threads: int) -> Callable[[], Any]:
+def _exported(candidate: Candidate, network: nn.Module, x: Tensor, threads: int) -> Callable[[], Any]:
     """Return a call of what `export` writes for this one batch."""
-    about, image = EXPORTED[backend], x.numpy()
+    about, image = EXPORTED[candidate.backend], x.numpy()
+    write: Any = partial(INT8["onnx"], images=[x]) if candidate.dtype == "int8" else about.write
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, f"model{about.suffix}")
-        about.write(network, x, file, ())
+        write(network, x, file, ())
         run: Any = about.run
         call = run(file, threads)
     return lambda: call(image)

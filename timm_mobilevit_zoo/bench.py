@@ -60,7 +60,7 @@ def bench(
     mode: Sequence[Literal["eval", "train"]] = ("eval",),
     batch_size: Sequence[int] = (1,),
     img_size: Sequence[int] = (224,),
-    dtype: Sequence[Literal["fp32", "bf16", "fp16"]] = ("fp32",),
+    dtype: Sequence[Literal["fp32", "bf16", "fp16", "int8"]] = ("fp32",),
     memory_format: Sequence[Literal["contiguous", "channels_last"]] = ("contiguous",),
     cuda_graphs: bool = False,
     threads: Sequence[int] = (),
@@ -84,7 +84,8 @@ def bench(
         mode: Evaluation, or a training step: forward, cross-entropy, backward, SGD with momentum.
         batch_size: Images in a call.
         img_size: Side of the square input, in pixels.
-        dtype: Type of the arithmetic: of weights and images in evaluation, of torch.autocast in training.
+        dtype: Type of the arithmetic: of weights and images in evaluation, of torch.autocast in training. int8, beside
+            fp32, adds what `export` writes in 8 bits for onnxruntime, laid out for the very batch that is timed.
         memory_format: How weights and images lie in memory, in torch.
         cuda_graphs: Measure each of torch's back ends also as a replayed CUDA graph, in evaluation.
         threads: Threads of the CPU; as many as torch takes where not given.
@@ -178,6 +179,8 @@ def _check(options: dict[str, Any], device: torch.device) -> None:
     tied = [name for name in options["backend"] if name in CPU_ONLY]
     if tied and (device.type != "cpu" or "fp32" not in options["dtype"]):
         raise ValueError(f"backend={tied[0]} is measured on a CPU in fp32; give device=cpu and dtype=fp32")
+    if "int8" in options["dtype"] and "onnxruntime" not in options["backend"]:
+        raise ValueError("dtype=int8 is what export writes for backend=onnxruntime; give that, and fp32 beside int8")
     untrained = [name for name in options["backend"] if name not in ("eager", "compile")]
     if untrained and "train" in options["mode"]:
         raise ValueError(f"backend={untrained[0]} does not train; with mode=train give eager or compile alone")
@@ -197,13 +200,15 @@ def _check(options: dict[str, Any], device: torch.device) -> None:
 def _candidates(options: dict[str, Any]) -> list[Candidate]:
     """Return what takes turns, what the others are compared with first."""
     graphs = (False, True) if options["cuda_graphs"] else (False,)
+    types = [dtype for dtype in options["dtype"] if dtype != "int8"]
     found = []
     if options["against"]:
-        found.append(Candidate(options["against"], "eager", options["memory_format"][0], options["dtype"][0]))
+        found.append(Candidate(options["against"], "eager", options["memory_format"][0], types[0]))
     for name in options["names"]:
-        ways = product(options["backend"], options["memory_format"], options["dtype"], graphs)
+        ways = product(options["backend"], options["memory_format"], types, graphs)
         each = [Candidate(name, *((way[0], "contiguous", "fp32") if way[0] in CPU_ONLY else way)) for way in ways]
         found += dict.fromkeys(each)  # once, what has no formats and types to choose from
+        found += [Candidate(name, "onnxruntime", "contiguous", "int8")] * ("int8" in options["dtype"])
     return found
 
 
@@ -261,7 +266,7 @@ def _size(network: nn.Module, candidate: Candidate, setting: Setting) -> dict[st
         row["gmacs"] = gmacs(meta, (3, setting.img_size, setting.img_size))
     except (RuntimeError, NotImplementedError):  # what asks for a tensor's values cannot be counted without any
         return row | {"gmacs": None, "moved_mib": None}
-    width = torch.finfo(TYPES[candidate.dtype]).bits // 8
+    width = TYPES[candidate.dtype].itemsize
     once = setting.mode == "eval"
     return row | {"moved_mib": width * (weights + setting.batch_size * maps) / 2**20 if once else None}
 
