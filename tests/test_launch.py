@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import timm
+from zoo import hear_interrupts
 
 from timm_mobilevit_zoo import launch
 
@@ -22,11 +23,6 @@ def write(folder: Path, files: Mapping[str, str]) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(textwrap.dedent(text))
-
-
-def hear_interrupts() -> None:
-    # A shell starts background jobs, these tests perhaps, with SIGINT ignored, and children inherit that.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def start(cwd: Path, *args: str, command: Sequence[str] = COMMAND) -> subprocess.Popen[str]:
@@ -113,9 +109,9 @@ def test_a_signal_reaches_the_script(tmp_path: Path, name: str) -> None:
             stdout, stderr = process.communicate(timeout=60)
         assert name == "SIGTERM" or stderr.endswith("KeyboardInterrupt\n")
         ends.append((process.returncode, stdout))
-    # Python ends itself by SIGINT, but with status 1 what has imported timm where executorch is installed.
+    # Python ends itself by SIGINT, but with status 1 in some environments once torch._dynamo was imported, as timm does.
     assert ends[0] == ends[1] == ((4, "caught SIGTERM\n") if name == "SIGTERM" else (ends[0][0], ""))
-    assert ends[0][0] != 0
+    assert ends[0][0] in ((4,) if name == "SIGTERM" else (-signal.SIGINT, 1))
 
 
 def test_a_timm_checkout_does_not_hide_the_installed_timm(tmp_path: Path) -> None:

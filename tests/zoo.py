@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -89,11 +89,15 @@ _SIZES = NAMES if EVERY_SIZE else FIRST
 every_size, every_staged_size = _decorator(_SIZES), _decorator([name for name in _SIZES if name in STAGED])
 
 
+def hear_interrupts():
+    # A shell starts background jobs, these tests perhaps, with SIGINT ignored, and children inherit that.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def interruptible(command):
-    """Run a command that ends by SIGINT, which what a shell has put into the background would ignore."""
-    start = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=start)
+    """Run a command that ends by SIGINT."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=hear_interrupts)
     try:
         yield process
     finally:
