@@ -109,7 +109,7 @@ def test_a_signal_reaches_the_script(tmp_path: Path, name: str) -> None:
             stdout, stderr = process.communicate(timeout=60)
         assert name == "SIGTERM" or stderr.endswith("KeyboardInterrupt\n")
         ends.append((process.returncode, stdout))
-    # Python ends itself by SIGINT, but with status 1 in some environments once torch._dynamo was imported, as timm does.
+    # Python ends itself by SIGINT, but with status 1 in some environments once timm has imported torch._dynamo.
     assert ends[0] == ends[1] == ((4, "caught SIGTERM\n") if name == "SIGTERM" else (ends[0][0], ""))
     assert ends[0][0] in ((4,) if name == "SIGTERM" else (-signal.SIGINT, 1))
 
