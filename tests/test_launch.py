@@ -89,8 +89,11 @@ def test_an_exception_is_the_scripts_own(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_reaches_the_script(tmp_path: Path, name: str) -> None:
+    # At its end torch imports tabulate where it is installed, and an import then makes python forget what ended it.
     script = """
-        import signal, sys, time, timm
+        import importlib.util, signal, sys, time, timm
+        if importlib.util.find_spec("tabulate"):
+            import tabulate
         def caught(number, frame):
             print("caught", signal.Signals(number).name)
             sys.exit(4)
@@ -109,9 +112,7 @@ def test_a_signal_reaches_the_script(tmp_path: Path, name: str) -> None:
             stdout, stderr = process.communicate(timeout=60)
         assert name == "SIGTERM" or stderr.endswith("KeyboardInterrupt\n")
         ends.append((process.returncode, stdout))
-    # Python ends itself by SIGINT, but with status 1 in some environments once timm has imported torch._dynamo.
-    assert ends[0] == ends[1] == ((4, "caught SIGTERM\n") if name == "SIGTERM" else (ends[0][0], ""))
-    assert ends[0][0] in ((4,) if name == "SIGTERM" else (-signal.SIGINT, 1))
+    assert ends[0] == ends[1] == ((4, "caught SIGTERM\n") if name == "SIGTERM" else (-signal.SIGINT, ""))
 
 
 def test_a_timm_checkout_does_not_hide_the_installed_timm(tmp_path: Path) -> None:
