@@ -199,7 +199,7 @@ def growth_figure(rows: Sequence[dict[str, Any]]) -> Any:
     axis.set_xlabel("side of the image (px)")
     axis.set_ylabel("ms")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    figure.legend(loc="outside right center", fontsize=8)
     return figure
 
 
@@ -207,9 +207,12 @@ def growth_figure(rows: Sequence[dict[str, Any]]) -> Any:
 BLOCKS: dict[str, Any] = {
     "authors_xxs": speed_tables,
     "authors_s": speed_tables,
+    "authors_xxs_bf16": speed_tables,
+    "authors_s_bf16": speed_tables,
     "authors_xxs_train": speed_tables,
     "authors_s_train": speed_tables,
     "cpu_eval": speed_tables,
+    "int8": speed_tables,
     "cpu_train": speed_tables,
     "growth": lambda rows: growth_table(rows, "img_size"),
     "batches": lambda rows: growth_table(rows, "batch_size"),

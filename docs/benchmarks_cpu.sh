@@ -19,18 +19,24 @@ authors() {
     for size in xxs s; do
         bench authors_$size cloformer_$size --against authors:$size --threads 1 2 --batch-size 1 8 --rounds 15 \
             --backend eager fuse prepack compile onnxruntime openvino --seconds 60
+        bench authors_${size}_bf16 cloformer_$size --against authors:$size --threads 1 2 --batch-size 1 8 --rounds 15 \
+            --backend openvino --dtype fp32 bf16 --seconds 60
         bench authors_${size}_train cloformer_$size --against authors:$size --threads 1 2 --batch-size 1 8 \
-            --mode train --rounds 15 --seconds 60
+            --mode train --backend eager compile --rounds 15 --seconds 60
     done
 }
 cpu_eval() {
     bench cpu_eval $MODELS $THEIRS --backend eager prepack onnxruntime openvino \
         --batch-size 1 8 --threads 1 2 --rounds 15 --seconds 60
 }
+int8() {
+    bench int8 cloformer_xxs casvit_xs mobilevitv3_xxs mobilevit_xs --backend onnxruntime --dtype fp32 int8 \
+        --threads 1 2 --rounds 15 --seconds 60
+}
 cpu_train() { bench cpu_train $MODELS $THEIRS --mode train --batch-size 8 --threads 1 2 --rounds 7 --seconds 60; }
 growth() {
     bench growth cloformer_xxs cloformer_xxs_local cloformer_xxs_global growth:pooled_branch mobilevitv3_xxs \
-        mobilevitv3_050 mobilevit_wide_xxs $THEIRS --img-size 128 224 512 1024 --threads 1 --rounds 15 --seconds 60
+        mobilevitv3_050 mobilevit_wide_xxs casvit_xs edgevit_xxs efficientmod_xxs $THEIRS --img-size 128 224 512 1024 --threads 1 --rounds 15 --seconds 60
 }
 batches() { bench batches cloformer_xxs $THEIRS --batch-size 1 4 16 --threads 1 --rounds 7 --seconds 60; }
 large() {
@@ -38,5 +44,5 @@ large() {
         growth:halved --backend eager --img-size 512 1024 --threads 1 2 --rounds 15 --seconds 60
 }
 
-[ $# -gt 0 ] || set -- authors cpu_eval cpu_train growth batches large
+[ $# -gt 0 ] || set -- authors cpu_eval int8 cpu_train growth batches large
 for part in "$@"; do "$part"; done

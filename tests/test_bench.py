@@ -5,6 +5,7 @@ import math
 import re
 import sys
 
+import openvino
 import pytest
 import timm
 import torch
@@ -288,17 +289,19 @@ def test_exported_networks(backend):
     assert backend in row["versions"]
 
 
-def test_an_exported_network_is_measured_once_and_in_fp32():
-    options = {"names": ["a", "a"], "against": "", "backend": ["eager", "openvino"], "cuda_graphs": False}
-    options |= {"memory_format": ["contiguous", "channels_last"], "dtype": ["bf16", "fp32"]}
+def test_an_exported_network_is_measured_once_in_each_type_that_it_has():
+    options = {"names": ["a", "a"], "against": "", "backend": ["eager", "prepack", "openvino"], "cuda_graphs": False}
+    options |= {"memory_format": ["contiguous", "channels_last"], "dtype": ["bf16", "fp32", "int8"]}
     found = bench._candidates(options)
-    assert found[:5] == found[5:]  # a name that was given twice is measured twice
-    assert [str(one) for one in found[:5]] == [
+    assert found[:7] == found[7:]  # a name that was given twice is measured twice
+    assert [str(one) for one in found[:7]] == [
         "a eager bf16",
         "a eager",
         "a eager channels_last bf16",
         "a eager channels_last",
+        "a prepack",
         "a openvino",
+        "a openvino bf16",
     ]
     graphs = bench._candidates(options | {"backend": ["fuse"], "dtype": ["fp16"], "cuda_graphs": True, "against": "b"})
     assert [str(one) for one in graphs[:3]] == ["b eager fp16", "a fuse fp16", "a fuse graph fp16"]
@@ -378,6 +381,18 @@ def test_int8_is_measured_beside_fp32():
     assert rows[1]["deviation"] < 1e-4 < rows[2]["deviation"] < 0.5
     assert rows[2]["moved_mib"] < rows[1]["moved_mib"]
     assert rows[2]["ms"]["median"] > 0
+
+
+def test_openvino_is_measured_in_16_bits_where_the_cpu_has_them():
+    rows = bench.bench(["cloformer_xxs"], backend=("eager", "openvino"), dtype=("fp32", "bf16"), device="cpu", **SMALL)
+    assert [(row["backend"], row["dtype"]) for row in rows] == [
+        *[("eager", "fp32"), ("eager", "bf16")],
+        *[("openvino", "fp32"), ("openvino", "bf16")],
+    ]
+    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        assert rows[2]["deviation"] < 1e-4 < rows[3]["deviation"] < 0.2
+    else:
+        assert rows[3]["error"] == "this CPU has no bf16 in OpenVINO: it takes f32"
 
 
 def test_the_picture_has_the_claims(tmp_path):

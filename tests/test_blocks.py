@@ -5,7 +5,9 @@ import warnings
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from zoo import create, every_staged_first, image
 
@@ -94,6 +96,20 @@ def test_gradients_of_each_image(calls):
     assert calls
 
 
+def test_transforms_of_a_compiled_layer_are_torchs():
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, 6, 6).contiguous(memory_format=CHANNELS_LAST)
+    weight = torch.randn(4, 1, 5, 5, requires_grad=True)
+
+    def loss(weight, one):
+        return _blocks._depthwise(one[None], weight, None, (1, 1), (2, 2), (1, 1)).square().sum()
+
+    of_each = torch.func.vmap(torch.func.grad(loss), (None, 0))
+    right = of_each(weight, x)
+    found = torch.compile(of_each, backend="aot_eager", fullgraph=True)(weight, x)
+    torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-5 * float(right.abs().max()))
+
+
 def test_what_stays_torchs(calls):
     layer = DepthwiseConv2d(8, 5)
     x = torch.randn(2, 8, 6, 6)
@@ -122,6 +138,64 @@ def test_forward_mode_through_a_layer(calls):
     assert calls
 
 
+class Backend:
+    """Runs graphs as they are and keeps the last backward one's calls."""
+
+    def __init__(self):
+        self.found = []
+        self.compile = aot_autograd(fw_compiler=self.run, bw_compiler=self.keep)
+
+    def run(self, graph, _):
+        return make_boxed_func(graph.forward)
+
+    def keep(self, graph, _):
+        self.found = [(str(node.target), node.args) for node in graph.graph.nodes if node.op == "call_function"]
+        return make_boxed_func(graph.forward)
+
+    def torchs(self):
+        """Gradients of weights that torch computes: the second of three."""
+        return sum("convolution_backward" in name and args[-1][1] for name, args in self.found)
+
+    def ours(self):
+        return sum("depthwise_weight_gradient" in name for name, _ in self.found)
+
+
+COMPILES = hasattr(torch.compiler, "is_exporting")  # torch 2.7; older ones keep torch's layer
+
+
+@pytest.mark.parametrize(("kernel_size", "stride", "dilation"), [(5, 1, 1), (7, 2, 1)])
+def test_gradients_of_a_compiled_layer(kernel_size, stride, dilation):
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    ours, theirs = pair(8, kernel_size, stride, dilation)
+    backend = Backend()
+    compiled = torch.compile(ours, backend=backend.compile, fullgraph=True)
+    for batch in (1, 3, 4):  # torch compiles the third for any size of batch
+        x = torch.randn(batch, 8, 9, 7).contiguous(memory_format=CHANNELS_LAST)
+        grad = torch.randn_like(theirs(x.double()))
+        for layer in (ours, theirs):
+            layer.zero_grad()
+        expected = gradients(theirs, x.double(), grad)
+        found = gradients(compiled, x, grad.float().contiguous(memory_format=CHANNELS_LAST))
+        for one, right in zip(found, expected, strict=True):
+            torch.testing.assert_close(one.double(), right, rtol=1e-5, atol=1e-5 * right.abs().max().item())
+        assert (backend.torchs(), backend.ours()) == ((0, int(batch > 1)) if COMPILES else (1, 0))
+    backend.found = []
+    gradients(compiled, x[:2], grad[:2].float())
+    assert not backend.found, "another size of batch was compiled anew"
+
+
+def test_exported_graphs_have_torchs_layer():
+    exported = torch.export.export(DepthwiseConv2d(8, 5), (torch.randn(2, 8, 6, 6).to(memory_format=CHANNELS_LAST),))
+    assert [str(node.target) for node in exported.graph.nodes if node.op == "call_function"] == ["aten.conv2d.default"]
+
+
+def test_an_empty_batch_has_gradients():
+    layer = DepthwiseConv2d(4, 5)
+    layer(torch.empty(0, 4, 6, 6).contiguous(memory_format=CHANNELS_LAST)).sum().backward()
+    assert not layer.weight.grad.any()
+
+
 @every_staged_first
 def test_gradients_of_a_network(name, monkeypatch):
     """With the layer's own way and with torch's: the same, and the networks with large weights take ours."""
@@ -134,7 +208,7 @@ def test_gradients_of_a_network(name, monkeypatch):
     monkeypatch.setattr(_blocks._Depthwise, "apply", lambda *args: used.append(args) or ours(*args))
     network(x).square().sum().backward()
     assert len(used) == len(large)
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(_blocks, "_HAS_KERNEL", False)
     twin(x).square().sum().backward()
     assert len(used) == len(large)
     expected = torch.cat([p.grad.flatten() for p in twin.parameters() if p.grad is not None])

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ._extras import require
 from ._plain import plain
-from ._rewrite import portable, simplified, transposeless
+from ._rewrite import PooledSlices, simplified, split, transposeless
 
-__all__ = ["FORMATS", "INPUT", "OUTPUT", "Format", "Run", "lower"]
+__all__ = ["FORMATS", "INPUT", "OUTPUT", "Format", "Run", "lower", "quiet"]
 
 Run = Callable[[Any], Any]  # images `(B, C, H, W)` as a float32 array to logits `(B, num_classes)` as one
 
@@ -44,7 +44,7 @@ class Format(NamedTuple):
 def _to_onnx(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) -> None:
     axes = {0: "batch"} if "batch" in dynamic else {}
     sides = {2: "height", 3: "width"} if "size" in dynamic else {}
-    with _quiet():
+    with quiet():
         torch.onnx.export(
             simplified(network),
             (x,),
@@ -70,7 +70,7 @@ def _to_openvino(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[st
     library = require("openvino", "openvino")
     batch, channels, height, width = x.shape
     sides = [-1, -1] if "size" in dynamic else [height, width]
-    with _quiet():
+    with quiet():
         shape = [-1 if "batch" in dynamic else batch, channels, *sides]
         converted = library.convert_model(transposeless(network), example_input=x, input=shape)
     converted.input(0).get_tensor().set_names({INPUT})
@@ -78,19 +78,22 @@ def _to_openvino(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[st
     library.save_model(converted, str(path), compress_to_fp16=False)
 
 
-def _run_openvino(path: Path, threads: int = 0) -> Run:
+def _run_openvino(path: Path, threads: int = 0, precision: str = "f32") -> Run:
     library = require("openvino", "openvino")
     core = library.Core()
     core.set_property({"ENABLE_MMAP": False})  # the file is moved afterwards, or goes
-    # Where a CPU has bfloat16 it would be chosen.
-    hints = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    # Without a hint bfloat16 would be chosen where a CPU has it.
+    hints = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
     compiled = core.compile_model(str(path), "CPU", hints)
+    chosen = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    if chosen != precision:
+        raise ValueError(f"this CPU has no {precision} in OpenVINO: it takes {chosen}")
     request, logits = compiled.create_infer_request(), compiled.output(0)
     return lambda images: request.infer([images], share_inputs=True)[logits]
 
 
 def _to_executorch(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) -> dict[str, Any]:
-    with _quiet():
+    with quiet():
         exported = torch.export.export(plain(network, x), (x,), strict=False)
     return lower(exported, path)
 
@@ -99,7 +102,7 @@ def lower(exported: Any, path: Path) -> dict[str, Any]:
     """Write what torch.export returned for ExecuTorch, and return what is to be told of it."""
     exir = require("executorch.exir", "executorch")
     partitioner = require("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
-    with _quiet():
+    with quiet():
         lowered = exir.to_edge_transform_and_lower(exported, partitioner=[partitioner.XnnpackPartitioner()])
         told = _delegation(lowered.exported_program().graph_module)
         program = lowered.to_executorch()
@@ -130,7 +133,7 @@ def _run_executorch(path: Path, threads: int = 0) -> Run:
 
 def _to_coreml(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) -> None:
     library = require("coremltools", "coreml")
-    with _quiet():
+    with quiet():
         exported = torch.export.export(plain(network, x), (x,), strict=False).run_decompositions({})
         converted = library.convert(
             exported,
@@ -150,8 +153,9 @@ def _to_coreml(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]
 
 def _to_ncnn(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) -> None:
     library = require("pnnx", "ncnn")
-    with _quiet():
-        library.export(portable(network, x), str(path.with_suffix(".pt")), (x,), fp16=False)
+    network = split(network)
+    with quiet(), PooledSlices():
+        library.export(network, str(path.with_suffix(".pt")), (x,), fp16=False)
     layers = path.with_suffix(".ncnn.param").read_text(encoding="utf-8").splitlines()[2:]
     unknown = sorted(
         {layer.split()[0] for layer in layers if "." in layer.split()[0]}
@@ -181,7 +185,7 @@ def _run_ncnn(path: Path, threads: int = 0) -> Run:
 
 def _to_litert(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) -> None:
     library = require("litert_torch", "litert")
-    with _quiet():
+    with quiet():
         library.convert(plain(network, x), (x,)).export(str(path))
 
 
@@ -200,7 +204,7 @@ def _run_litert(path: Path, threads: int = 0) -> Run:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep converters' warnings and log lines, of which each has its own, from the terminal."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -25,6 +25,7 @@ from .predict import create
 __all__ = [
     "CPU_ONLY",
     "EXPORTED",
+    "NARROW",
     "TYPES",
     "Backend",
     "Candidate",
@@ -40,9 +41,10 @@ __all__ = [
 ]
 
 Backend = Literal["eager", "fuse", "prepack", "compile", "fuse+compile", "onnxruntime", "openvino"]
-# Run outside of torch: fp32, evaluation, a CPU, tensors in their own order.
+# Run outside of torch: evaluation, a CPU, tensors in their own order.
 EXPORTED = {"onnxruntime": FORMATS["onnx"], "openvino": FORMATS["openvino"]}
-CPU_ONLY = (*EXPORTED, "prepack")  # what there is no choice of memory format and type for
+CPU_ONLY = (*EXPORTED, "prepack")  # fp32, what is in NARROW beside it, and no choice of memory format
+NARROW = {("openvino", "bf16"), ("onnxruntime", "int8")}
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 
 # How far a result may be from float64's, as a part of its largest value. Back ends differ by 1e-6 in fp32, OpenVINO's
@@ -247,10 +249,12 @@ def _exported(candidate: Candidate, network: nn.Module, x: Tensor, threads: int)
     """Return a call of what `export` writes for this one batch."""
     about, image = EXPORTED[candidate.backend], x.numpy()
     write: Any = partial(INT8["onnx"], images=[x]) if candidate.dtype == "int8" else about.write
+    run: Any = about.run
+    if candidate.dtype == "bf16":
+        run = partial(run, precision="bf16")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, f"model{about.suffix}")
         write(network, x, file, ())
-        run: Any = about.run
         call = run(file, threads)
     return lambda: call(image)
 

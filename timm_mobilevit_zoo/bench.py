@@ -31,6 +31,7 @@ from ._report import claimed, compare, draw, quartiles, ratio_text, table
 from ._runners import (
     CPU_ONLY,
     EXPORTED,
+    NARROW,
     TYPES,
     Backend,
     Candidate,
@@ -84,8 +85,9 @@ def bench(
         mode: Evaluation, or a training step: forward, cross-entropy, backward, SGD with momentum.
         batch_size: Images in a call.
         img_size: Side of the square input, in pixels.
-        dtype: Type of the arithmetic: of weights and images in evaluation, of torch.autocast in training. int8, beside
-            fp32, adds what `export` writes in 8 bits for onnxruntime, laid out for the very batch that is timed.
+        dtype: Type of the arithmetic: of weights and images in evaluation, of torch.autocast in training. Beside fp32,
+            int8 adds what `export` writes in 8 bits for onnxruntime, laid out for the very batch that is timed, and
+            bf16 what openvino computes in 16 bits from the same file, where the CPU can.
         memory_format: How weights and images lie in memory, in torch.
         cuda_graphs: Measure each of torch's back ends also as a replayed CUDA graph, in evaluation.
         threads: Threads of the CPU; as many as torch takes where not given.
@@ -204,11 +206,13 @@ def _candidates(options: dict[str, Any]) -> list[Candidate]:
     found = []
     if options["against"]:
         found.append(Candidate(options["against"], "eager", options["memory_format"][0], types[0]))
-    for name in options["names"]:
-        ways = product(options["backend"], options["memory_format"], types, graphs)
-        each = [Candidate(name, *((way[0], "contiguous", "fp32") if way[0] in CPU_ONLY else way)) for way in ways]
-        found += dict.fromkeys(each)  # once, what has no formats and types to choose from
-        found += [Candidate(name, "onnxruntime", "contiguous", "int8")] * ("int8" in options["dtype"])
+    for name, backend in product(options["names"], options["backend"]):
+        if backend in CPU_ONLY:
+            narrow = [dtype for dtype in options["dtype"] if (backend, dtype) in NARROW]
+            found += [Candidate(name, backend, "contiguous", dtype) for dtype in ("fp32", *narrow)]
+        else:
+            ways = product(options["memory_format"], types, graphs)
+            found += [Candidate(name, backend, *way) for way in ways]
     return found
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from . import __version__, _ortweb
 from ._data import images_in
 from ._extras import require
-from ._formats import FORMATS, INPUT, _quiet
+from ._formats import FORMATS, INPUT, quiet
 from ._layers import record
 from ._remote import digests
 from .export import TOLERANCE, to_onnx
@@ -244,7 +244,7 @@ def _write_maps(network: nn.Module, x: Tensor, path: Path) -> dict[str, Any] | N
     told = shown.told
     if not told:
         return None
-    with _quiet():
+    with quiet():
         torch.onnx.export(
             shown,
             (x[0],),

@@ -1,4 +1,4 @@
-"""What more than one family uses unchanged: depthwise convolutions, and maps cut into patches for MobileViT's kind.
+"""What more than one family uses unchanged: depthwise convolutions, sampled maps, maps cut into MobileViT's patches.
 
 Shapes: B batch, C or D channels, H x W map, p patch side, P = p * p places in a patch, N patches.
 """
@@ -10,7 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-__all__ = ["DepthwiseConv2d", "fold", "unfold"]
+__all__ = ["DepthwiseConv2d", "every", "fold", "is_exporting", "unfold"]
+
+# Measured; others may have no such kernel. Asked once, since graphs cannot.
+_HAS_KERNEL = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+# Older than 2.7, torch does not tell export from compile: both are kept simple there.
+is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -18,7 +23,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
     On a CPU the gradient of its weights costs up to twenty times the convolution: oneDNN has a kernel for that with 3x3
     weights alone. It is a depthwise convolution itself, for which there is one: of the map with the result's gradient
-    as weights, stride and dilation exchanged.
+    as weights, stride and dilation exchanged. `torch.compile` takes it from torch 2.7 on, for first gradients.
 
     Args:
         dim: Channels.
@@ -51,30 +56,51 @@ def _depthwise(
 ) -> Tensor:
     if not torch.jit.is_scripting():  # noqa: SIM102, alone it keeps TorchScript out of what follows
         if _has_faster_gradient(x, weight):
-            return _Depthwise.apply(x, weight, bias, stride, padding, dilation)
+            apply = _CompiledDepthwise.apply if torch.compiler.is_compiling() else _Depthwise.apply
+            return apply(x, weight, bias, stride, padding, dilation)
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups=weight.shape[0])
 
 
 def _has_faster_gradient(x: Tensor, weight: Tensor) -> bool:
     return (
         not torch.jit.is_tracing()
-        and not torch.compiler.is_compiling()
+        and not is_exporting()
+        and not (torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active())
         and torch.is_grad_enabled()
         and weight.requires_grad
         and min(weight.shape[2:]) >= 5
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.is_contiguous(memory_format=torch.channels_last)
-        and torch.backends.mkldnn.is_available()
-        and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")  # measured; others may have no such kernel
+        and len(x) > 0
+        and _HAS_KERNEL
         and not torch.is_autocast_enabled("cpu")
     )
 
 
-class _Depthwise(torch.autograd.Function):
-    """Everything that torch asks of a function's gradients is in it: second ones, vmap and forward mode work too."""
+def _weight_gradient(x: Tensor, grad: Tensor, kernel_size: Any, stride: Any, padding: Any, dilation: Any) -> Tensor:
+    images = zip(x.split(1), grad.contiguous(memory_format=torch.channels_last), strict=True)
+    conv = partial(F.conv2d, stride=dilation, padding=padding, dilation=stride, groups=x.shape[1])
+    total: Any = sum(conv(i, g[:, None]) for i, g in images)
+    return total[:, :, : kernel_size[0], : kernel_size[1]].transpose(0, 1).contiguous()
 
-    generate_vmap_rule = True
+
+# One node of a graph for batches of any size; compilers would write the loop out. One image they lay out on the way.
+_opaque_weight_gradient: Any = torch.library.custom_op(
+    "timm_mobilevit_zoo::depthwise_weight_gradient",
+    _weight_gradient,
+    mutates_args=(),
+    schema="(Tensor x, Tensor grad, int[] kernel_size, int[] stride, int[] padding, int[] dilation) -> Tensor",
+)
+
+
+@_opaque_weight_gradient.register_fake
+def _(x: Tensor, grad: Tensor, kernel_size: Any, *_: Any) -> Tensor:
+    return x.new_empty(x.shape[1], 1, *kernel_size)
+
+
+class _CompiledDepthwise(torch.autograd.Function):
+    """What torch.compile takes: first gradients, outside of torch.func's transforms."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any) -> Tensor:
@@ -91,24 +117,41 @@ class _Depthwise(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         stride, padding, dilation = ctx.how
-        dim, _, height, width = weight.shape
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
-            how = None, stride, padding, dilation, False, (0, 0), dim, (True, False, False)
+            how = None, stride, padding, dilation, False, (0, 0), len(weight), (True, False, False)
             of_x = torch.ops.aten.convolution_backward(grad, x, weight, *how)[0]  # torch.nn.grad's forgets x's layout
         if ctx.needs_input_grad[1]:
-            images = zip(x.split(1), grad.contiguous(memory_format=torch.channels_last), strict=True)
-            total: Any = sum(F.conv2d(i, g[:, None], None, dilation, padding, stride, groups=dim) for i, g in images)
-            of_weight = total[:, :, :height, :width].transpose(0, 1).contiguous()
+            opaque = torch.compiler.is_compiling() and len(x) > 1
+            gradient = _opaque_weight_gradient if opaque else _weight_gradient
+            of_weight = gradient(x, grad, weight.shape[2:], *ctx.how)
         if ctx.has_bias and ctx.needs_input_grad[2]:
             of_bias = grad.sum((0, 2, 3))
         return of_x, of_weight, of_bias, None, None, None
+
+
+class _Depthwise(_CompiledDepthwise):
+    """All that torch asks of a function's gradients: second ones, vmap and forward mode too."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def jvp(ctx: Any, of_x: Any, of_weight: Any, of_bias: Any, *_: Any) -> Tensor:
         x, weight = ctx.saved_tensors
         conv = partial(F.conv2d, stride=ctx.how[0], padding=ctx.how[1], dilation=ctx.how[2], groups=len(weight))
         return conv(of_x, weight, of_bias) + conv(x, of_weight)
+
+
+def every(x: Tensor, step: int) -> Tensor:
+    """Keep every `step`-th row and column, the first ones too. `(B, H, W, C)`, sides divided and rounded up."""
+    if step == 1:
+        return x
+    if torch.jit.is_tracing():  # OpenVINO 2026.4 takes sides cut by a step alone for the whole: its pull request 37932
+        rows, columns = (x.shape[1] + step - 1) // step * step, (x.shape[2] + step - 1) // step * step
+        x = x[:, 0:rows:step, 0:columns:step]
+    else:
+        x = x[:, ::step, ::step]
+    return x.contiguous()  # or else graphs for any size would compare strides
 
 
 @torch.fx.wrap  # a leaf for fx tracers, which know it by its name in this file: it branches on sizes

@@ -19,6 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 from timm_mobilevit_zoo._published import build_pinned
 
+from ._blocks import is_exporting
+
 __all__ = [
     "Stage",
     "StagedModel",
@@ -121,9 +123,12 @@ def _check_image(x: Tensor, in_chans: int, min_size: int) -> Tensor:
         raise ValueError(f"x has {x.shape[1]} channels; this model was built with in_chans={in_chans}")
     if x.shape[2] < min_size or x.shape[3] < min_size:
         raise ValueError(f"x is {x.shape[2]} x {x.shape[3]} pixels; each side needs at least {min_size}")
-    if x.device.type == "cpu" and (torch.jit.is_scripting() or not torch.compiler.is_compiling()):
-        return x.contiguous(memory_format=torch.channels_last)
-    return x
+    if x.device.type != "cpu":
+        return x
+    if not torch.jit.is_scripting():  # noqa: SIM102, alone it keeps TorchScript out of what follows
+        if is_exporting():
+            return x
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 class Stem(nn.Module):
@@ -131,7 +136,7 @@ class Stem(nn.Module):
 
     On a CPU the image is laid out in torch's `channels_last`, and so the maps behind it are: convolutions want it
     there, the depthwise ones above all, and no family was slower for it (docs/benchmarks.md). On a GPU, where neither
-    wins always, and in what torch compiles or exports, the caller's layout stays.
+    wins always, and in what torch exports, the caller's layout stays.
 
     Args:
         layers: The layers.
