@@ -5,7 +5,7 @@ PY = $(VENV)/bin/python
 CHROMIUM ?= $(shell command -v chromium)
 RUNTIME = .page-test/onnxruntime-web-$(shell sed -n 's/^VERSION = "\(.*\)"/\1/p' timm_mobilevit_zoo/_ortweb.py).tgz
 
-.PHONY: demo test check hub table docs host-tests page-test recipes
+.PHONY: demo test check hub table docs format-test host-tests page-test recipes
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -54,6 +54,12 @@ host-tests: $(VENV)/.test
 # The page in a browser: needs chromium, and npm for the runtime.
 page-test: $(VENV)/.page-test $(RUNTIME)
 	ZOO_CHROMIUM=$(CHROMIUM) ZOO_ORT_WEB=$(RUNTIME) $(PY) -m pytest tests/browser_tests.py $(ARGS)
+
+# A format of `export` in an environment of its own, such as FORMAT=litert: its extra says which versions work together.
+format-test:
+	$(PYTHON) -m venv .format-test/$(FORMAT)
+	.format-test/$(FORMAT)/bin/python -m pip install --quiet --editable '.[$(FORMAT)]' pytest pytest-timeout
+	ZOO_FORMAT=$(FORMAT) .format-test/$(FORMAT)/bin/python -m pytest tests/format_tests.py $(ARGS)
 
 recipes: $(VENV)/.test
 	$(PY) tests/run_recipes.py $(TRAIN_PY)

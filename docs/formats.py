@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE, FOLDER = ROOT / "docs/export.md", ROOT / "docs/formats"
 LIMIT = 900  # seconds that one model may take
 # What stops a converter, as a part of its message, and what its makers say of it.
-KNOWN: dict[str, str] = {}
+KNOWN = {"torch.unbind": "https://github.com/Tencent/ncnn/issues/3542"}
 
 
 def attempt(format: str, name: str) -> dict[str, Any]:

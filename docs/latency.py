@@ -10,7 +10,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,9 @@ SIDE = 224  # pixels
 PLAIN: dict[str, Callable[..., Any]] = {
     "simplified": lambda network: network,
     "transposeless": lambda network: network,
-    "portable": lambda network, x: network,
+    "split": lambda network: network,
     "plain": lambda network, x: network,
+    "PooledSlices": nullcontext,
 }
 
 

@@ -61,6 +61,11 @@ def test_openvino(name, tmp_path):
     assert found["checks"]["random"]["error"] < 1e-4
 
 
+def test_openvino_of_a_small_image_through_timms_attention(tmp_path):
+    found = export.to_openvino(seeded("mobilevitv3_xxs"), str(tmp_path / "file.xml"), size=(32, 32))
+    assert found["checks"]["random"]["error"] < 1e-4
+
+
 @every_staged_first
 def test_openvino_of_any_batch_and_size(name, tmp_path):
     found = export.to_openvino(seeded(name), str(tmp_path / "file.xml"), size=SIZE, dynamic=("batch", "size"))
@@ -75,6 +80,27 @@ def test_the_portable_form_is_equal(name):
     plain = _rewrite.portable(network, x)
     assert not [m for m in plain.modules() if isinstance(m, (nn.GroupNorm, nn.LayerNorm)) and type(m) in _rewrite._MADE]
     torch.testing.assert_close(plain(x), network(x), rtol=1e-4, atol=1e-5 * float(network(x).abs().max()))
+
+
+@every_first
+@torch.no_grad()
+def test_ncnn_gets_no_slice_by_a_step(name):
+    network, x = seeded(name), own_image(name, batch=1)
+    with _rewrite.PooledSlices():
+        traced = torch.jit.trace(_rewrite.split(network), x, check_trace=False)
+    torch.testing.assert_close(traced(x), network(x), rtol=1e-4, atol=1e-5 * float(network(x).abs().max()))
+    graph = traced.inlined_graph
+    assert all(list(node.inputs())[4].toIValue() == 1 for node in graph.findAllNodes("aten::slice"))
+
+
+@pytest.mark.parametrize(("side", "start", "pads"), [(6, 0, 0), (6, 1, 0), (6, 5, 0), (7, 0, 1), (7, 1, 0)])
+def test_a_slice_by_a_step_is_padded_only_where_it_must(monkeypatch, side, start, pads):
+    padded = []
+    pad = _plain.F.pad
+    monkeypatch.setattr(_plain.F, "pad", lambda *args: padded.append(args) or pad(*args))
+    x = torch.randn(1, 2, side, 3)
+    assert torch.equal(_plain._slice(x, 2, start, None, 2), x[:, :, start::2])
+    assert len(padded) == pads
 
 
 # What XNNPACK takes, as torch.export calls it: with these arguments, and with what executorch writes them in.

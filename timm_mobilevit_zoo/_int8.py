@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ._extras import require
-from ._formats import FORMATS, INPUT, _quiet, lower
+from ._formats import FORMATS, INPUT, lower, quiet
 from ._plain import plain
 
 __all__ = ["CALIBRATION", "INT8"]
@@ -68,7 +68,7 @@ def _onnx(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str], ima
 
     feed = iter([{INPUT: image.numpy()} for image in images])
     reader = type("Reader", (tools.CalibrationDataReader,), {"get_next": lambda self: next(feed, None)})()
-    with _quiet():
+    with quiet():
         tools.quantize_static(
             str(whole),
             str(path),
@@ -125,7 +125,7 @@ def _executorch(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str
     for kind in kinds:
         quantizer.set_operator_type(kind, config)
     quantizer.set_filter_function(lambda node: node.target not in kinds or _can_be_quantised(node))
-    with _quiet():
+    with quiet():
         exported = torch.export.export(plain(network, x), (x,), strict=False).module()
         quantised = pt2e.prepare_pt2e(copy.deepcopy(exported), quantizer)
         with torch.no_grad():

@@ -6,6 +6,7 @@ and the mean over a map. A mean over channels is a 1x1 convolution whose weights
 """
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +15,12 @@ from timm.layers import Attention, LayerNorm2d
 from timm.layers import LayerNorm as TimmLayerNorm
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.overrides import TorchFunctionMode
 
 from ._fuse import fuse, scaled
 from .models.cloformer import PartialAvgPool2d, PooledAttention
 
-__all__ = ["portable", "simplified", "transposeless"]
+__all__ = ["PooledSlices", "portable", "simplified", "split", "transposeless"]
 
 
 def simplified(network: nn.Module) -> nn.Module:
@@ -41,10 +43,18 @@ def _replace(network: nn.Module, made: Callable[[Any], nn.Module | None]) -> nn.
     return network
 
 
+def split(network: nn.Module) -> nn.Module:
+    """Return what `simplified` does, with a layer each for queries, keys and values in timm's `Attention`.
+
+    ncnn does not take them apart, and OpenVINO 2026.4 computes few tokens wrongly behind one layer, in float32.
+    """
+    return _replace(simplified(network), lambda module: _split_attention(module) if type(module) is Attention else None)
+
+
 def transposeless(network: nn.Module) -> nn.Module:
-    """Return what `simplified` does, with CloFormer's attention on maps whose channels stay in front of positions."""
+    """Return what `split` does, with CloFormer's attention on maps whose channels stay in front of positions."""
     return _replace(
-        simplified(network), lambda module: _ColumnAttention(module) if type(module) is PooledAttention else None
+        split(network), lambda module: _ColumnAttention(module) if type(module) is PooledAttention else None
     )
 
 
@@ -212,3 +222,24 @@ _MADE: dict[type, Callable[[Any], nn.Module]] = {
     nn.LayerNorm: _layer_norm,
     TimmLayerNorm: _layer_norm,
 }
+
+
+class PooledSlices(TorchFunctionMode):
+    """While this is open, slices by a step are pooling with windows of one cell, which ncnn has. Values stay."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _strided(*args) if function is Tensor.__getitem__ else function(*args, **kwargs or {})
+
+
+def _strided(x: Tensor, index: Any) -> Tensor:
+    cuts = index if isinstance(index, tuple) else (index,)
+    if not all(isinstance(cut, slice) for cut in cuts):
+        return x[index]
+    for dim, cut in enumerate(cuts):
+        if (cut.start, cut.stop) != (None, None):
+            x = x[(slice(None),) * dim + (slice(cut.start, cut.stop),)]
+        if cut.step not in (None, 1):
+            before, after = x.shape[:dim], x.shape[dim + 1 :]
+            x = F.max_pool2d(x.reshape(1, math.prod(before), x.shape[dim], math.prod(after)), 1, (cut.step, 1))
+            x = x.reshape(*before, x.shape[2], *after)
+    return x

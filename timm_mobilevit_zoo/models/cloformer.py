@@ -194,7 +194,8 @@ class CloAttention(nn.Module):
             branches.append(self.local(x))
         if self.pooled_attn is not None:
             branches.append(self.pooled_attn(x))
-        return self.proj_drop(self.proj(torch.cat(branches, dim=1)))
+        x = torch.cat(branches, dim=1) if len(branches) > 1 else branches[0]
+        return self.proj_drop(self.proj(x))
 
 
 class ConvFFN(nn.Module):

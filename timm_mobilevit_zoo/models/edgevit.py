@@ -27,21 +27,11 @@ from timm.layers import DropPath, LayerNorm2d, Mlp, calculate_drop_path_rates, u
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from ._blocks import DepthwiseConv2d
+from ._blocks import DepthwiseConv2d, every
 from ._cfg import imagenet_cfg, pinned_default_cfgs, register_model
 from ._staged import Stage, StagedModel, build_staged, check_args, check_sizes, dilations
 
 __all__ = ["EdgeViT", "LocalGlobalLocalAttention"]
-
-
-def _every(x: Tensor, step: int) -> Tensor:
-    """Keep every `step`-th row and column, the first ones too. `(B, H, W, C)`, sides divided and rounded up."""
-    if torch.jit.is_tracing():  # OpenVINO 2026.4 takes sides cut by a step alone for the whole: its pull request 37932
-        rows, columns = (x.shape[1] + step - 1) // step * step, (x.shape[2] + step - 1) // step * step
-        x = x[:, 0:rows:step, 0:columns:step]
-    else:
-        x = x[:, ::step, ::step]
-    return x.contiguous()  # or else graphs for any size would compare strides
 
 
 class SparseAttention(nn.Module):
@@ -70,13 +60,13 @@ class SparseAttention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def _heads(self, x: Tensor, step: int) -> Tensor:
-        x = _every(x, step)
+        x = every(x, step)
         B, rows, columns, C = x.shape
         return x.reshape(B, rows * columns, self.num_heads, C // self.num_heads).transpose(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         _, H, W, C = x.shape
-        x = _every(x, self.query_step)
+        x = every(x, self.query_step)
         B, rows, columns, _ = x.shape
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         q, k, v = self._heads(q, 1), self._heads(k, self.key_step), self._heads(v, self.key_step)  # (B, h, N or M, d)

@@ -25,7 +25,7 @@ from timm.layers import DropPath, LayerNorm2d, LayerScale2d, Mlp, calculate_drop
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from ._blocks import DepthwiseConv2d
+from ._blocks import DepthwiseConv2d, every
 from ._cfg import imagenet_cfg, pinned_default_cfgs, register_model
 from ._staged import Stage, StagedModel, build_staged, check_args, check_sizes, dilations
 
@@ -116,13 +116,15 @@ class MapAttention(nn.Module):
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(self.num_heads * self.head_dim, dim)
 
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.flatten(1, 2).unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
+
     def forward(self, x: Tensor) -> Tensor:
-        H, W, step = x.shape[2], x.shape[3], self.dilation
-        qkv = self.qkv(x.permute(0, 2, 3, 1)).unflatten(3, (3, self.num_heads, self.head_dim))
-        qkv = qkv.permute(3, 0, 4, 1, 2, 5)  # (3, B, h, H, W, d)
-        # Keys are the cells that a map not dilated has. A copy: or else its strides fix an exported graph's image size.
-        kv = qkv[1:, :, :, ::step, ::step].clone(memory_format=torch.contiguous_format)
-        q, (k, v) = qkv[0].flatten(2, 3), kv.flatten(3, 4).unbind(0)  # (B, h, N, d), (B, h, M, d)
+        H, W = x.shape[2], x.shape[3]
+        q, k, v = self.qkv(x.permute(0, 2, 3, 1)).chunk(3, dim=3)  # (B, H, W, h d)
+        # Keys are the cells that a map not dilated has.
+        k, v = every(k, self.dilation), every(v, self.dilation)
+        q, k, v = self._heads(q), self._heads(k), self._heads(v)  # (B, h, N or M, d)
         if self.fused_attn:
             x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
         else:
