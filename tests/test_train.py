@@ -174,7 +174,7 @@ def test_a_killed_run_resumes_to_the_same_result(digits, tmp_path):
     def start(output, *python, **options):
         asked = ["train", str(digits), "--output", str(output), *quick_options(**OPTIONS, **options)]
         return subprocess.run(
-            [sys.executable, *python, *asked], capture_output=True, text=True, timeout=200, start_new_session=True
+            [sys.executable, *python, *asked], capture_output=True, text=True, timeout=280, start_new_session=True
         )
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
