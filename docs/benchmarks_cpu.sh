@@ -36,7 +36,8 @@ int8() {
 cpu_train() { bench cpu_train $MODELS $THEIRS --mode train --batch-size 8 --threads 1 2 --rounds 7 --seconds 60; }
 growth() {
     bench growth cloformer_xxs cloformer_xxs_local cloformer_xxs_global growth:pooled_branch mobilevitv3_xxs \
-        mobilevitv3_050 mobilevit_wide_xxs casvit_xs edgevit_xxs efficientmod_xxs $THEIRS --img-size 128 224 512 1024 --threads 1 --rounds 15 --seconds 60
+        mobilevitv3_050 mobilevit_wide_xxs casvit_xs edgevit_xxs efficientmod_xxs $THEIRS \
+        --img-size 128 224 512 1024 --threads 1 --rounds 15 --seconds 60
 }
 batches() { bench batches cloformer_xxs $THEIRS --batch-size 1 4 16 --threads 1 --rounds 7 --seconds 60; }
 large() {

@@ -39,6 +39,8 @@ QUICK = dict(
     scale=(0.8, 1.0),
 )
 
+PROGRAM = [sys.executable, "-m", "timm_mobilevit_zoo"]
+
 # Enough steps for every seed: with half as many, BatchNorm's statistics lag behind the weights of some.
 ENOUGH = {"epochs": 6, "batch_size": 8, "smoothing": 0.0, "seed": 1}
 
@@ -70,10 +72,6 @@ def run(digits, tmp_path_factory):
 def rows(out):
     with (out / "summary.csv").open() as file:
         return list(csv.DictReader(file))
-
-
-def command(*args):
-    return [sys.executable, "-m", "timm_mobilevit_zoo", *args]
 
 
 def quick_options(**options):
@@ -171,19 +169,17 @@ main()
 
 def test_a_killed_run_resumes_to_the_same_result(digits, tmp_path):
     # Each in a process of its own, as users' are: equal bits need equal settings of torch, and other tests change them.
-    def start(output, *python, **options):
+    def start(output, program=PROGRAM, **options):
         asked = ["train", str(digits), "--output", str(output), *quick_options(**OPTIONS, **options)]
-        return subprocess.run(
-            [sys.executable, *python, *asked], capture_output=True, text=True, timeout=280, start_new_session=True
-        )
+        return subprocess.run([*program, *asked], capture_output=True, text=True, timeout=280, start_new_session=True)
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = start(whole, "-m", "timm_mobilevit_zoo")
+    done = start(whole)
     assert done.returncode == 0, done.stderr
-    done = start(killed, "-c", KILLED)
+    done = start(killed, [sys.executable, "-c", KILLED])
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert len(rows(killed)) == 2, "killed between the second epoch's table and its checkpoint"
-    done = start(killed, "-m", "timm_mobilevit_zoo", resume=True)
+    done = start(killed, resume=True)
     assert done.returncode == 0, done.stderr
     assert "epoch 1/" not in done.stdout + done.stderr, "it went on behind the first epoch"
 

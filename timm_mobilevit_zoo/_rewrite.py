@@ -77,13 +77,13 @@ class _ColumnAttention(nn.Module):
 
 @torch.no_grad()
 def portable(network: nn.Module, x: Tensor) -> nn.Module:
-    """Return what `simplified` does, with norms, pools and attention as phones' runtimes take them.
+    """Return what `split` does, with norms, pools and CloFormer's attention as phones' runtimes take them.
 
     Args:
         network: A network in evaluation mode, on the CPU.
         x: Images of the size that the result is for, `(B, C, H, W)`.
     """
-    network = simplified(network)
+    network = split(network)
     whole: set[nn.Module] = set()
 
     def look(pool: Any, args: Any) -> None:
@@ -99,8 +99,6 @@ def portable(network: nn.Module, x: Tensor) -> nn.Module:
     def made(module: Any) -> nn.Module | None:
         if type(module) is PooledAttention:
             return _SplitPooledAttention(module)
-        if type(module) is Attention:
-            return _split_attention(module)
         if module in whole:
             return nn.AvgPool2d(module.window_size)
         make = _MADE.get(type(module))
