@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 CHROMIUM ?= $(shell command -v chromium)
-RUNTIME = .page-test/onnxruntime-web-$(shell sed -n 's/^VERSION = "\(.*\)"/\1/p' timm_mobilevit_zoo/_ortweb.py).tgz
+RUNTIME = .page-test/onnxruntime-web-$(shell sed -n 's/^VERSION = "\(.*\)"/\1/p' timm_mobilevit_zoo/page/ortweb.py).tgz
 
 .PHONY: demo test check hub table docs format-test host-tests page-test recipes
 
@@ -33,16 +33,16 @@ test: $(VENV)/.test
 check: $(VENV)/.test
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
-	$(PY) -m mypy timm_mobilevit_zoo
-	$(PY) -m pylint --disable=all --enable=similarities --min-similarity-lines=8 timm_mobilevit_zoo
-	$(PY) docs/generate.py --check
-	$(PY) docs/benchmarks.py --check
-	$(PY) docs/formats.py --check
+	$(PY) -m mypy timm_mobilevit_zoo timm_mobilevit_zoo_cli
+	$(PY) -m pylint --disable=all --enable=similarities --min-similarity-lines=8 timm_mobilevit_zoo timm_mobilevit_zoo_cli
+	$(PY) docs/tools/generate.py --check
+	$(PY) docs/tools/benchmarks.py --check
+	$(PY) docs/tools/formats.py --check
 
 hub table: $(VENV)/.test
-	$(PY) docs/generate.py
-	$(PY) docs/benchmarks.py
-	$(PY) docs/formats.py
+	$(PY) docs/tools/generate.py
+	$(PY) docs/tools/benchmarks.py
+	$(PY) docs/tools/formats.py
 
 docs: $(VENV)/.test
 	$(PY) -m pip install --quiet --editable '.[docs]'

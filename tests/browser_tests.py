@@ -23,11 +23,11 @@ from timm.data import resolve_data_config
 from timm.models import save_for_hf
 from zoo import KINDS, close, create, interruptible
 
-from timm_mobilevit_zoo._data import reader
-from timm_mobilevit_zoo._layers import record
-from timm_mobilevit_zoo._probe import seed_weights
+from timm_mobilevit_zoo.common.images import reader
 from timm_mobilevit_zoo.demo import write_digits
-from timm_mobilevit_zoo.maps import panels_of
+from timm_mobilevit_zoo.maps.drawing import panels_of
+from timm_mobilevit_zoo.maps.recording import record
+from timm_mobilevit_zoo.models.probe import seed_weights
 from timm_mobilevit_zoo.page import page as write_page
 from timm_mobilevit_zoo.predict import load, predict
 

@@ -9,11 +9,12 @@ import os
 import pytest
 from zoo import FIRST, FIXED, create
 
-from timm_mobilevit_zoo import _formats, export
-from timm_mobilevit_zoo._probe import seed_weights
+from timm_mobilevit_zoo import export
+from timm_mobilevit_zoo.export import formats
+from timm_mobilevit_zoo.models.probe import seed_weights
 
 FORMAT = os.environ["ZOO_FORMAT"]
-ABOUT = _formats.FORMATS[FORMAT]
+ABOUT = formats.FORMATS[FORMAT]
 NOT_WRITTEN = {
     ("ncnn", name): "Tencent/ncnn, issue 3542: its windows have rank 6" for name in FIRST if name.startswith("swin")
 }

@@ -22,7 +22,7 @@ from timm_mobilevit_zoo.attention import (
     MobileViTv3Block,
 )
 from timm_mobilevit_zoo.models import mobilevit_wide
-from timm_mobilevit_zoo.models.cloformer import PartialAvgPool2d
+from timm_mobilevit_zoo.models._pooled import PartialAvgPool2d
 
 
 def create(name, dim=32, **kwargs):

@@ -11,9 +11,10 @@ import timm
 import torch
 from torch import nn
 
-from timm_mobilevit_zoo import _report, _runners, bench
-from timm_mobilevit_zoo._probe import gmacs
-from timm_mobilevit_zoo._runners import (
+from timm_mobilevit_zoo import bench
+from timm_mobilevit_zoo.bench import report, runners
+from timm_mobilevit_zoo.bench import run as bench_run
+from timm_mobilevit_zoo.bench.runners import (
     Candidate,
     Runner,
     Setting,
@@ -25,6 +26,7 @@ from timm_mobilevit_zoo._runners import (
     reference,
 )
 from timm_mobilevit_zoo.cli import main
+from timm_mobilevit_zoo.models.probe import gmacs
 
 NAME, SIDE = "mobilevitv3_xxs", 32
 SMALL = {"img_size": (SIDE,), "rounds": 5}
@@ -74,8 +76,8 @@ def own(name):
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setattr(bench, "ROUND", 1e-4)
-    monkeypatch.setattr(bench, "WARM_UP", 0.0)
+    monkeypatch.setattr(bench_run, "ROUND", 1e-4)
+    monkeypatch.setattr(bench_run, "WARM_UP", 0.0)
 
 
 def test_ratios_are_formed_round_by_round():
@@ -112,8 +114,8 @@ def test_candidates_take_turns_within_rounds_and_time(monkeypatch, seconds, roun
         timed.append((call(), count))
         return {"a": 0.5e-4, "b": 0.4e-4, "c": 7e-4}[call()] * (1 + len(timed))
 
-    monkeypatch.setattr(bench, "_seconds", fake)
-    times, counts = bench._take_turns(calls, CPU, 7, seconds, bar)
+    monkeypatch.setattr(bench_run, "_seconds", fake)
+    times, counts = bench_run.take_turns(calls, CPU, 7, seconds, bar)
     warm = len(timed) - 3 * rounds
     assert all(count == 1 for _, count in timed[:warm])
     assert [name for name, _ in timed[warm:]] == list("abc") * rounds
@@ -123,19 +125,19 @@ def test_candidates_take_turns_within_rounds_and_time(monkeypatch, seconds, roun
 
 
 def test_a_round_has_as_many_calls_as_fill_it(monkeypatch):
-    monkeypatch.setattr(bench, "ROUND", 0.05)
-    monkeypatch.setattr(bench, "_seconds", lambda call, count, device: call())
-    assert bench._take_turns([lambda: 0.02, lambda: 0.001, lambda: 3.0], CPU, 5, 60, Bar())[1] == [3, 50, 1]
+    monkeypatch.setattr(bench_run, "ROUND", 0.05)
+    monkeypatch.setattr(bench_run, "_seconds", lambda call, count, device: call())
+    assert bench_run.take_turns([lambda: 0.02, lambda: 0.001, lambda: 3.0], CPU, 5, 60, Bar())[1] == [3, 50, 1]
 
 
 def test_a_call_is_timed_alone(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(bench_run.time, "perf_counter", lambda: now[0])
 
     def call():
         now[0] += 0.25
 
-    assert bench._seconds(call, 4, CPU) == 0.25
+    assert bench_run._seconds(call, 4, CPU) == 0.25
     assert now == [101.0]
 
 
@@ -181,7 +183,7 @@ def test_threads_are_set_and_set_back(monkeypatch):
     def count(candidate, setting, network, x):
         raise ValueError(f"{torch.get_num_threads()} threads")
 
-    monkeypatch.setattr(bench, "prepare", count)
+    monkeypatch.setattr(bench_run, "prepare", count)
     before = torch.get_num_threads()
     rows = bench.bench([own("right")], threads=(3, 2), **SMALL)
     assert [(row["threads"], row["error"]) for row in rows] == [(3, "3 threads"), (2, "2 threads")]
@@ -279,7 +281,7 @@ def test_compile_gets_the_network_or_its_fused_copy(monkeypatch, backend):
     assert runner.network is network
 
 
-@pytest.mark.parametrize("backend", _runners.EXPORTED)
+@pytest.mark.parametrize("backend", runners.EXPORTED)
 def test_exported_networks(backend):
     first, row = bench.bench([own("right")], against=own("right"), backend=(backend,), batch_size=(3,), **SMALL)
     assert row["error"] is first["error"] is None
@@ -292,7 +294,7 @@ def test_exported_networks(backend):
 def test_an_exported_network_is_measured_once_in_each_type_that_it_has():
     options = {"names": ["a", "a"], "against": "", "backend": ["eager", "prepack", "openvino"], "cuda_graphs": False}
     options |= {"memory_format": ["contiguous", "channels_last"], "dtype": ["bf16", "fp32", "int8"]}
-    found = bench._candidates(options)
+    found = bench_run._candidates(options)
     assert found[:7] == found[7:]  # a name that was given twice is measured twice
     assert [str(one) for one in found[:7]] == [
         "a eager bf16",
@@ -303,7 +305,9 @@ def test_an_exported_network_is_measured_once_in_each_type_that_it_has():
         "a openvino",
         "a openvino bf16",
     ]
-    graphs = bench._candidates(options | {"backend": ["fuse"], "dtype": ["fp16"], "cuda_graphs": True, "against": "b"})
+    graphs = bench_run._candidates(
+        options | {"backend": ["fuse"], "dtype": ["fp16"], "cuda_graphs": True, "against": "b"}
+    )
     assert [str(one) for one in graphs[:3]] == ["b eager fp16", "a fuse fp16", "a fuse graph fp16"]
 
 
@@ -357,18 +361,18 @@ BAD = {
 
 @pytest.mark.parametrize("message", BAD)
 def test_bad_arguments_are_named_before_any_work(monkeypatch, message):
-    monkeypatch.setattr(bench, "build", lambda *args: pytest.fail("it began"))
+    monkeypatch.setattr(bench_run, "build", lambda *args: pytest.fail("it began"))
     with pytest.raises((ValueError, FileNotFoundError), match="^" + message):
         bench.bench(**{"names": [NAME]} | BAD[message])
 
 
-@pytest.mark.parametrize("missing", [*_runners.EXPORTED, "onnx"])
+@pytest.mark.parametrize("missing", [*runners.EXPORTED, "onnx"])
 def test_a_missing_back_end_names_the_pip_command(monkeypatch, missing):
-    for name in {*_runners.EXPORTED, "onnx"} - {missing}:
+    for name in {*runners.EXPORTED, "onnx"} - {missing}:
         monkeypatch.setitem(sys.modules, name, sys)  # any module
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ModuleNotFoundError, match=rf"^{missing} is not installed: pip install '.*\[export\]'"):
-        bench.bench([NAME], backend=tuple(_runners.EXPORTED), device="cpu")
+        bench.bench([NAME], backend=tuple(runners.EXPORTED), device="cpu")
 
 
 def test_int8_is_measured_beside_fp32():
@@ -401,7 +405,7 @@ def test_the_picture_has_the_claims(tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
     axis = bench.draw(rows).axes[0]
     (points,) = axis.collections
-    assert points.get_offsets().tolist() == [[rows[0]["ms"]["median"], _report.claimed("cloformer_xxs")]]
+    assert points.get_offsets().tolist() == [[rows[0]["ms"]["median"], report.claimed("cloformer_xxs")]]
     assert [text.get_text() for text in axis.texts] == ["cloformer_xxs"]
     assert "the authors' claim" in axis.get_ylabel()
     with pytest.raises(ValueError, match=r"^plot='.*' exists; choose another, or overwrite it"):

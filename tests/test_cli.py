@@ -8,8 +8,9 @@ import sys
 import pytest
 from PIL import Image
 
-from timm_mobilevit_zoo import __version__, _extras
+from timm_mobilevit_zoo import __version__
 from timm_mobilevit_zoo.cli import main
+from timm_mobilevit_zoo.common import extras
 
 
 def shell(*args, **env):
@@ -93,4 +94,4 @@ def test_errors_are_one_line(capsys, folder, picture, tmp_path):
 
 def test_a_missing_extra_names_the_pip_command():
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'timm-mobilevit-zoo\[train\]'"):
-        _extras.require("no_such_module_at_all", "train")
+        extras.require("no_such_module_at_all", "train")

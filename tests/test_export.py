@@ -13,8 +13,10 @@ from PIL import Image
 from torch import nn
 from zoo import FIXED, create, every_first, every_staged_first, own_image
 
-from timm_mobilevit_zoo import _formats, _plain, _rewrite, cli, export
-from timm_mobilevit_zoo._probe import seed_weights
+from timm_mobilevit_zoo import cli, export
+from timm_mobilevit_zoo.export import formats, plain, rewrite
+from timm_mobilevit_zoo.models import layers
+from timm_mobilevit_zoo.models.probe import seed_weights
 
 SIZE = (64, 96)
 
@@ -77,17 +79,18 @@ def test_openvino_of_any_batch_and_size(name, tmp_path):
 @torch.no_grad()
 def test_the_portable_form_is_equal(name):
     network, x = seeded(name), own_image(name, batch=1)
-    plain = _rewrite.portable(network, x)
-    assert not [m for m in plain.modules() if isinstance(m, (nn.GroupNorm, nn.LayerNorm)) and type(m) in _rewrite._MADE]
-    torch.testing.assert_close(plain(x), network(x), rtol=1e-4, atol=1e-5 * float(network(x).abs().max()))
+    form = rewrite.portable(network)
+    norms = [module for module in form.modules() if isinstance(module, (nn.GroupNorm, nn.LayerNorm))]
+    assert not [norm for norm in norms if type(norm) in layers._forms["portable"]]
+    torch.testing.assert_close(form(x), network(x), rtol=1e-4, atol=1e-5 * float(network(x).abs().max()))
 
 
 @every_first
 @torch.no_grad()
 def test_ncnn_gets_no_slice_by_a_step(name):
     network, x = seeded(name), own_image(name, batch=1)
-    with _rewrite.PooledSlices():
-        traced = torch.jit.trace(_rewrite.split(network), x, check_trace=False)
+    with rewrite.PooledSlices():
+        traced = torch.jit.trace(rewrite.split(network), x, check_trace=False)
     torch.testing.assert_close(traced(x), network(x), rtol=1e-4, atol=1e-5 * float(network(x).abs().max()))
     graph = traced.inlined_graph
     assert all(list(node.inputs())[4].toIValue() == 1 for node in graph.findAllNodes("aten::slice"))
@@ -96,10 +99,10 @@ def test_ncnn_gets_no_slice_by_a_step(name):
 @pytest.mark.parametrize(("side", "start", "pads"), [(6, 0, 0), (6, 1, 0), (6, 5, 0), (7, 0, 1), (7, 1, 0)])
 def test_a_slice_by_a_step_is_padded_only_where_it_must(monkeypatch, side, start, pads):
     padded = []
-    pad = _plain.F.pad
-    monkeypatch.setattr(_plain.F, "pad", lambda *args: padded.append(args) or pad(*args))
+    pad = plain.F.pad
+    monkeypatch.setattr(plain.F, "pad", lambda *args: padded.append(args) or pad(*args))
     x = torch.randn(1, 2, side, 3)
-    assert torch.equal(_plain._slice(x, 2, start, None, 2), x[:, :, start::2])
+    assert torch.equal(plain._slice(x, 2, start, None, 2), x[:, :, start::2])
     assert len(padded) == pads
 
 
@@ -128,7 +131,7 @@ PLAIN = {
 @torch.no_grad()
 def test_the_plain_form_is_equal_and_plain(name):
     network, x = seeded(name), own_image(name, batch=1)
-    form = _plain.plain(network, x)
+    form = plain.plain(network, x)
     torch.testing.assert_close(form(x), network(x), rtol=1e-4, atol=1e-5 * float(network(x).abs().max()))
     calls = [node for node in form.graph.nodes if node.op == "call_function"]
     assert {node.target._schema.name.removeprefix("aten::").rstrip("_") for node in calls} <= PLAIN
@@ -180,13 +183,13 @@ def test_the_manifest(tmp_path, photos):
 
 def wrong(monkeypatch, how):
     """Make what runs the file see something else in it."""
-    right = _formats.FORMATS["onnx"]
+    right = formats.FORMATS["onnx"]
 
     def run(path):
         true = right.run(path)
         return lambda images: how(true(images))
 
-    monkeypatch.setitem(export.FORMATS, "onnx", right._replace(run=run))
+    monkeypatch.setitem(formats.FORMATS, "onnx", right._replace(run=run))
 
 
 @pytest.mark.parametrize(
@@ -227,7 +230,7 @@ BAD = {
 @pytest.mark.parametrize("message", BAD)
 def test_bad_arguments_are_named_before_any_work(monkeypatch, tmp_path, message):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(export, "_export", lambda *args: pytest.fail("it began"))
+    monkeypatch.setattr("timm_mobilevit_zoo.export.write.write_checked", lambda *args: pytest.fail("it began"))
     options = {"model": NAME, "format": "onnx", "output": "file.onnx", "pretrained": False} | BAD[message]
     with pytest.raises((ValueError, FileNotFoundError), match="^" + message):
         export.export(**options)
@@ -256,9 +259,9 @@ def test_networks_that_cannot_be_written(tmp_path, network, options, message):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("format", _formats.FORMATS)
+@pytest.mark.parametrize("format", formats.FORMATS)
 def test_a_missing_runtime_names_the_pip_command(monkeypatch, tmp_path, format):
-    about = _formats.FORMATS[format]
+    about = formats.FORMATS[format]
     monkeypatch.setitem(sys.modules, about.modules[0], None)
     with pytest.raises(
         ModuleNotFoundError, match=rf"{about.modules[0]} is not installed: pip install '.*\[{about.extra}\]'"
@@ -267,7 +270,7 @@ def test_a_missing_runtime_names_the_pip_command(monkeypatch, tmp_path, format):
 
 
 def test_a_torch_too_new_names_the_pip_command(monkeypatch, tmp_path):
-    monkeypatch.setitem(export.FORMATS, "onnx", _formats.FORMATS["onnx"]._replace(torch_below="2.0"))
+    monkeypatch.setitem(formats.FORMATS, "onnx", formats.FORMATS["onnx"]._replace(torch_below="2.0"))
     with pytest.raises(ModuleNotFoundError, match=r"torch .* is too new for onnx: .* pip install '.*\[onnx\]'"):
         export.export(NAME, format="onnx", output=str(tmp_path / "file.onnx"), pretrained=False)
 

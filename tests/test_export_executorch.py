@@ -4,7 +4,7 @@ import pytest
 from zoo import EVERY_SIZE, FIRST, FIXED, create
 
 from timm_mobilevit_zoo import export
-from timm_mobilevit_zoo._probe import seed_weights
+from timm_mobilevit_zoo.models.probe import seed_weights
 
 
 # Lowering takes half a minute to two a network: every family's with EVERY_SIZE=1, else one's.

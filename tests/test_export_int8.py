@@ -7,9 +7,10 @@ import onnx
 import pytest
 from zoo import FIXED, KINDS, create, every_first, write_blots
 
-from timm_mobilevit_zoo import _formats, _int8, cli, export
-from timm_mobilevit_zoo._probe import seed_weights
+from timm_mobilevit_zoo import cli, export
 from timm_mobilevit_zoo.demo import DIGITS, write_digits
+from timm_mobilevit_zoo.export import formats, int8, task
+from timm_mobilevit_zoo.models.probe import seed_weights
 from timm_mobilevit_zoo.train import train
 
 NAME = "cloformer_xxs"
@@ -90,25 +91,25 @@ def test_images_are_taken_from_all_of_a_folder(tmp_path):
     for i in range(300):
         (tmp_path / "abc"[i // 100]).mkdir(exist_ok=True)
         (tmp_path / "abc"[i // 100] / f"{i}.png").touch()
-    taken = [path.parent.name for path in export._some("int8", str(tmp_path), 90)]
+    taken = [path.parent.name for path in task.some_of("int8", str(tmp_path), 90)]
     assert [taken.count(name) for name in "abc"] == [30, 30, 30]
-    assert len(set(export._some("int8", str(tmp_path), 1000))) == 300
+    assert len(set(task.some_of("int8", str(tmp_path), 1000))) == 300
 
 
 def test_errors_are_parts_of_floats_root_mean_square():
     right = {"a": np.array([3.0, -4.0]), "b": np.zeros(2)}
     found = [(right, {"a": np.array([3.0, -3.5]), "b": np.ones(2)})] * 2
-    assert _int8._errors(found) == {"a": pytest.approx(0.1), "b": 1.0}
+    assert int8.errors_of(found) == {"a": pytest.approx(0.1), "b": 1.0}
 
 
 def test_a_wrong_file_is_not_kept(monkeypatch, photos, tmp_path):
-    right = _formats.FORMATS["onnx"]
+    right = formats.FORMATS["onnx"]
 
     def run(path):
         true = right.run(path)
         return lambda images: true(images) * 3
 
-    monkeypatch.setitem(export.FORMATS, "onnx", right._replace(run=run))
+    monkeypatch.setitem(formats.FORMATS, "onnx", right._replace(run=run))
     network = seeded(SMALL)
     with pytest.raises(ValueError, match=f"onnx computes {SMALL} wrongly in 8 bits: on calibration images logits are"):
         export.to_onnx(network, str(tmp_path / "file.onnx"), int8=photos)
@@ -129,7 +130,7 @@ def test_a_wrong_file_is_not_kept(monkeypatch, photos, tmp_path):
 )
 def test_bad_arguments_are_named_before_any_work(monkeypatch, tmp_path, options, message):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(export, "_export", lambda *args: pytest.fail("it began"))
+    monkeypatch.setattr("timm_mobilevit_zoo.export.write.write_checked", lambda *args: pytest.fail("it began"))
     given = {"model": NAME, "format": "onnx", "output": "file.onnx", "pretrained": False} | options
     with pytest.raises(ValueError, match="^" + message):
         export.export(**given)

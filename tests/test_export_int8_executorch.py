@@ -4,7 +4,7 @@ import pytest
 from zoo import FIXED, KINDS, create, write_blots
 
 from timm_mobilevit_zoo import export
-from timm_mobilevit_zoo._probe import seed_weights
+from timm_mobilevit_zoo.models.probe import seed_weights
 
 
 @pytest.fixture(scope="module")

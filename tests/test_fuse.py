@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from zoo import create, every_first, every_name, every_staged, own_image
 
 from timm_mobilevit_zoo import fuse
-from timm_mobilevit_zoo._probe import seed_weights
+from timm_mobilevit_zoo.models.probe import seed_weights
 
 THEIRS = {"resnet18": 0, "mobilenetv3_small_050": 0, "ghostnetv2_100": 0, "starnet_s1": 1, "mobilenetv4_conv_small": 0}
 

@@ -1,4 +1,4 @@
-"""Nothing that docs/generate.py writes is stale."""
+"""Nothing that docs/tools/generate.py writes is stale."""
 
 import importlib
 import importlib.util
@@ -13,13 +13,13 @@ import timm
 from torch import nn
 from zoo import FIRST, create, family, image
 
-from timm_mobilevit_zoo._probe import matches, probe, seed_weights
+from timm_mobilevit_zoo.models.probe import matches, probe, seed_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def load(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "tools" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -16,10 +16,10 @@ from timm.models import save_for_hf
 from zoo import FIRST, FIXED, NAMES, create, every_size
 
 from timm_mobilevit_zoo import hub
-from timm_mobilevit_zoo._card import pushed_card
-from timm_mobilevit_zoo._checks import Refused
-from timm_mobilevit_zoo._probe import matches, probe
-from timm_mobilevit_zoo._published import HubConfig, Pins
+from timm_mobilevit_zoo.hub import Refused
+from timm_mobilevit_zoo.hub.card import pushed_card
+from timm_mobilevit_zoo.models.pins import HubConfig, Pins
+from timm_mobilevit_zoo.models.probe import matches, probe
 
 CARD = {"license": "mit"}
 SMALL = min(NAMES, key=lambda name: sum(p.numel() for p in timm.create_model(name).parameters()))
@@ -168,7 +168,9 @@ def test_where_a_folder_cannot_be(tmp_path, monkeypatch, place):
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("full")
     (tmp_path / "dangling").symlink_to("nowhere")
-    monkeypatch.setattr(hub, "save_for_hf", lambda *args, **kwargs: pytest.fail("work would be lost"))
+    monkeypatch.setattr(
+        "timm_mobilevit_zoo.hub.folder.save_for_hf", lambda *args, **kwargs: pytest.fail("work would be lost")
+    )
     with pytest.raises(ValueError, match="folder="):
         hub.export(create(SMALL), place, card=CARD)
     assert sorted(os.listdir(tmp_path)) == ["dangling", "file", "full", "link"]
@@ -443,7 +445,7 @@ def test_a_folder_without_a_probe_passes(folder):
 def test_a_probe_of_a_large_image_is_refused_before_it_is_computed(exported, tmp_path, size, monkeypatch):
     path = shutil.copytree(exported[CONVOLUTIONAL], tmp_path / "folder")
     inside("pretrained_cfg", input_size=size)(path)
-    monkeypatch.setattr("timm_mobilevit_zoo._checks.probe", lambda *args: pytest.fail("was computed"))
+    monkeypatch.setattr("timm_mobilevit_zoo.hub.checks.probe", lambda *args: pytest.fail("was computed"))
     told = (
         rf"probe is for images up to 384 pixels a side and 20 GMACs, not at input_size=\[{', '.join(map(str, size))}\]"
     )
@@ -467,7 +469,7 @@ def test_no_probe_where_many_tokens_make_it_dear(tmp_path, monkeypatch):
     hub.export(create(DEAR, img_size=384), tmp_path / "folder", card=CARD)
     assert "probe" not in json.loads((tmp_path / "folder" / "config.json").read_text())
     config(probe={"seed": 0, "logits": [0.0] * 8})(tmp_path / "folder")
-    monkeypatch.setattr("timm_mobilevit_zoo._checks.probe", lambda *args: pytest.fail("was computed"))
+    monkeypatch.setattr("timm_mobilevit_zoo.hub.checks.probe", lambda *args: pytest.fail("was computed"))
     with pytest.raises(Refused, match=r"probe is for images .* 20 GMACs, not at input_size=\[3, 384, 384\]"):
         hub.check(tmp_path / "folder")
 
@@ -484,7 +486,9 @@ def test_published_weights_must_give_what_their_hub_config_tells(folder, monkeyp
     config = json.loads((folder / "config.json").read_text())
     told = {"input_size": config["pretrained_cfg"]["input_size"], "probe": config["probe"] | {"weights": "published"}}
     pins = Pins("someone/weights", "a" * 40, hub.check(folder)["sha256"])
-    monkeypatch.setattr(hub, "package_configs", lambda: {(SMALL, "tag"): HubConfig(told, pins)})
+    monkeypatch.setattr(
+        "timm_mobilevit_zoo.hub.folder.package_configs", lambda: {(SMALL, "tag"): HubConfig(told, pins)}
+    )
     hub.check(folder)
     told["probe"] = told["probe"] | {"logits": [1.0, 2.0, 3.0]}
     message = rf"probe: the weights give \[.*\], the hub config of {SMALL}\.tag has \[1\.0, 2\.0, 3\.0\]"

@@ -20,12 +20,13 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from zoo import FIRST, FIXED, NAMES, every_name, image, limits, sizes
 
-from timm_mobilevit_zoo import _extras, maps
-from timm_mobilevit_zoo._layers import Layer, _is_map, locate, received, record
 from timm_mobilevit_zoo.attention import CloAttention
 from timm_mobilevit_zoo.cli import main
-from timm_mobilevit_zoo.maps import attention_maps, draw, draw_file, rollout
-from timm_mobilevit_zoo.models.cloformer import PooledAttention
+from timm_mobilevit_zoo.common import extras
+from timm_mobilevit_zoo.maps import attention_maps, draw, draw_file, drawing, places, rollout
+from timm_mobilevit_zoo.maps.places import locate, received
+from timm_mobilevit_zoo.maps.recording import Layer, _is_map, record
+from timm_mobilevit_zoo.models._pooled import PooledAttention
 from timm_mobilevit_zoo.models.edgevit import SparseAttention
 from timm_mobilevit_zoo.models.efficientmod import MapAttention
 
@@ -405,7 +406,7 @@ def test_rollout_against_loops(name, prefix):
 
 def test_rollout_mends_rows_that_low_precision_left_uneven():
     rough = [1.04 * torch.rand(1, 2, 5, 5).softmax(-1) for _ in range(20)]
-    torch.testing.assert_close(maps._rolled(rough).sum(-1), torch.ones(1, 5))
+    torch.testing.assert_close(drawing._rolled(rough).sum(-1), torch.ones(1, 5))
 
 
 @pytest.mark.parametrize(
@@ -426,10 +427,10 @@ def test_rollout_needs_a_class_token_and_whole_maps(name, kwargs):
 def test_rollout_refuses_maps_of_other_queries():
     model, x, _ = built("vit_tiny_patch16_224")
     layers = record(model, x)
-    assert maps._rollout(model, x, layers) is not None
+    assert drawing._rollout(model, x, layers) is not None
     few = layers["blocks.3.attn"]
     layers["blocks.3.attn"] = few._replace(values=few.values[:, :, :1])
-    assert maps._rollout(model, x, layers) is None
+    assert drawing._rollout(model, x, layers) is None
 
 
 # Places. Layers that attend to wherever the first of their channels is bright, and to nothing else.
@@ -599,7 +600,7 @@ def test_vit_patches_lie_on_the_grid(class_token):
     for i in range(3):
         for j in range(4):
             x = F.interpolate(bright(i, j, (3, 4), channels=1), scale_factor=16).repeat(1, 3, 1, 1)
-            panels = maps.panels_of(model, x, record(model, x))
+            panels = drawing.panels_of(model, x, record(model, x))
             torch.testing.assert_close(panels[0].values, only(i, j, (3, 4)))
             if class_token:
                 torch.testing.assert_close(panels[1].values, only(i, j, (3, 4), 0.5))
@@ -610,7 +611,7 @@ def test_vit_patches_lie_on_the_grid(class_token):
 @pytest.mark.parametrize("name", THEIRS)
 def test_layouts_that_do_not_fit_are_not_guessed(name):
     model, x, _ = built(name)
-    vit = maps.find_vit(model, x)
+    vit = places.find_vit(model, x)
     layer = next(iter(record(model, x).values()))
     assert locate(layer, vit, 2) is not None
     assert locate(layer._replace(values=layer.values[..., 1:]), vit, 2) is None
@@ -699,8 +700,8 @@ def test_a_missing_matplotlib_names_the_pip_command(monkeypatch, tmp_path):
     def not_installed(name):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name.partition(".")[0])
 
-    monkeypatch.setattr(_extras.importlib, "import_module", not_installed)
-    monkeypatch.setattr(maps, "load", lambda *_, **__: pytest.fail("work had begun"))
+    monkeypatch.setattr(extras.importlib, "import_module", not_installed)
+    monkeypatch.setattr(drawing, "load", lambda *_, **__: pytest.fail("work had begun"))
     for call in (
         lambda: draw(CloAttention(3, 1, (0, 1)), image(8, 8, batch=1)),
         lambda: draw_file(FIRST_OURS[0], "picture.png", output=str(tmp_path / "maps.png")),
@@ -763,7 +764,7 @@ def test_command_takes_the_weights_it_is_given(capsys, folder, weights, picture,
     from matplotlib.figure import Figure
 
     drawn = []
-    monkeypatch.setattr(maps, "_figure", lambda network, x, layers: drawn.append(layers) or Figure())
+    monkeypatch.setattr(drawing, "_figure", lambda network, x, layers: drawn.append(layers) or Figure())
     torch.save({"state_dict": weights}, tmp_path / "weights.pth")
     options = {"output": str(tmp_path / "maps.png"), "overwrite": True}
     draw_file(str(folder), str(picture), **options)
@@ -782,7 +783,7 @@ def test_a_checkpoint_tells_its_number_of_classes(tmp_path):
     name = "deit_tiny_distilled_patch16_224"  # its config names two classifiers
     weights = timm.create_model(name, num_classes=2).state_dict()
     torch.save(weights, tmp_path / "weights.pth")
-    model = maps._load(name, pretrained=False, checkpoint=str(tmp_path / "weights.pth"), img_size=None)
+    model = drawing._load(name, pretrained=False, checkpoint=str(tmp_path / "weights.pth"), img_size=None)
     assert model.num_classes == 2
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
 
@@ -861,7 +862,7 @@ def test_nothing_is_overwritten_unasked_or_broken(capsys, folder, picture, tmp_p
 )
 def test_arguments_are_checked_before_the_work(changes, error, message, folder, picture, tmp_path, monkeypatch):
     (tmp_path / "folder.png").mkdir()
-    monkeypatch.setattr(maps, "load", lambda *_, **__: pytest.fail("work had begun"))
+    monkeypatch.setattr(drawing, "load", lambda *_, **__: pytest.fail("work had begun"))
     arguments = {"model": MODEL, "image": str(picture), "output": str(tmp_path / "maps.png")} | changes
     for name, value in arguments.items():
         if isinstance(value, str):

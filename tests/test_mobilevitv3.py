@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 from zoo import create
 
-from timm_mobilevit_zoo._probe import gmacs, seed_weights
 from timm_mobilevit_zoo.attention import MobileViTv3Block
+from timm_mobilevit_zoo.models.probe import gmacs, seed_weights
 
 # Multiply-adds at 256 px, in G, as the paper's tables print them.
 PAPER = {"xxs": 0.33, "xs": 0.97, "s": 1.83, "xxs_l2": 0.30, "xs_l2": 0.90, "s_l2": 1.67} | {

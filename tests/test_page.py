@@ -19,12 +19,11 @@ import pytest
 import torch
 from zoo import KINDS, create, interruptible
 
-from timm_mobilevit_zoo import _ortweb, cli, export
-from timm_mobilevit_zoo import page as module
-from timm_mobilevit_zoo._layers import record
-from timm_mobilevit_zoo._probe import seed_weights
-from timm_mobilevit_zoo.maps import panels_of
-from timm_mobilevit_zoo.page import page, serve
+from timm_mobilevit_zoo import cli, export
+from timm_mobilevit_zoo.maps.drawing import panels_of
+from timm_mobilevit_zoo.maps.recording import record
+from timm_mobilevit_zoo.models.probe import seed_weights
+from timm_mobilevit_zoo.page import ortweb, page, serve, server, write
 
 NAME = KINDS[1]  # small, and it has maps
 PLAIN = "test_resnet"  # timm's; it has none
@@ -35,8 +34,8 @@ def runtime(tmp_path):
     """A folder that looks like onnxruntime-web."""
     folder = tmp_path / "runtime"
     (folder / "dist").mkdir(parents=True)
-    (folder / "package.json").write_text(json.dumps({"name": "onnxruntime-web", "version": _ortweb.VERSION}))
-    for part in _ortweb.PARTS:
+    (folder / "package.json").write_text(json.dumps({"name": "onnxruntime-web", "version": ortweb.VERSION}))
+    for part in ortweb.PARTS:
         (folder / "dist" / part).write_text(f"// {part}")
     return folder
 
@@ -49,14 +48,14 @@ def networks(monkeypatch):
     def load(model, pretrained):
         return made.setdefault(model, seed_weights(create(model)))
 
-    monkeypatch.setattr(module, "load", load)
+    monkeypatch.setattr(write, "load", load)
     return made
 
 
 def packed(path, monkeypatch, **changed):
     """Write a file as npm would, with members changed, and make its digest the one that is known."""
     with tarfile.open(path, "w:gz") as archive:
-        for part in _ortweb.PARTS:
+        for part in ortweb.PARTS:
             member = tarfile.TarInfo(f"package/dist/{part}")
             content = f"// {part}".encode()
             member.size = len(content)
@@ -66,7 +65,7 @@ def packed(path, monkeypatch, **changed):
         outside = tarfile.TarInfo("../../outside")
         archive.addfile(outside, io.BytesIO())
     digest = hashlib.sha512(path.read_bytes()).digest()
-    monkeypatch.setattr(_ortweb, "SHA512", base64.b64encode(digest).decode())
+    monkeypatch.setattr(ortweb, "SHA512", base64.b64encode(digest).decode())
     return path
 
 
@@ -81,11 +80,11 @@ def test_what_is_written(networks, runtime, tmp_path):
         manifest = json.loads((target / "models" / model["manifest"]).read_text())
         assert model["bytes"] == (target / "models" / model["file"]).stat().st_size
         assert manifest["checks"]["random"]["error"] < 1e-4
-    assert found["runtime"]["files"] == {part: len(f"// {part}") for part in _ortweb.PARTS}
+    assert found["runtime"]["files"] == {part: len(f"// {part}") for part in ortweb.PARTS}
     assert (target / "runtime" / "LICENSE").read_text().count("Copyright (c) Microsoft Corporation") == 1
-    assert sorted(path.name for path in (target / "runtime").iterdir()) == sorted([*_ortweb.PARTS, "LICENSE"])
+    assert sorted(path.name for path in (target / "runtime").iterdir()) == sorted([*ortweb.PARTS, "LICENSE"])
     html = (target / "index.html").read_text()
-    assert f'content="{module.POLICY}"' in html
+    assert f'content="{server.POLICY}"' in html
     assert "{{" not in html
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -109,14 +108,14 @@ def test_the_maps_are_those_that_maps_draws(networks, runtime, tmp_path, name):
 
 
 def test_wrong_maps_are_not_kept(networks, runtime, tmp_path, monkeypatch):
-    real = module.panels_of
+    real = write.panels_of
     calls = []
 
     def drift(network, x, layers):
         calls.append(1)
         return [one._replace(values=one.values * (1 + 0.01 * len(calls))) for one in real(network, x, layers)]
 
-    monkeypatch.setattr(module, "panels_of", drift)
+    monkeypatch.setattr(write, "panels_of", drift)
     with pytest.raises(ValueError, match=rf"onnx computes the maps of {NAME}.maps.onnx wrongly: off by 9.9e-03 of"):
         page([NAME], output=str(tmp_path / "site"), runtime=str(runtime), pretrained=False)
     assert [path.name for path in tmp_path.iterdir()] == ["runtime"]
@@ -128,7 +127,7 @@ def test_names(tmp_path, monkeypatch):
     (tmp_path / "b" / "run").mkdir(parents=True)
     (tmp_path / "<i>").mkdir()
     given = ["a/run", "b/run/", "hf-hub:owner/name", "<i>", "cloformer_xxs", "cloformer_xxs"]
-    assert module._names(given) == ["run", "run-2", "name", "i", "cloformer_xxs", "cloformer_xxs-2"]
+    assert write._names(given) == ["run", "run-2", "name", "i", "cloformer_xxs", "cloformer_xxs-2"]
 
 
 BAD = {
@@ -154,8 +153,8 @@ BAD = {
 @pytest.mark.parametrize("message", BAD)
 def test_bad_arguments_are_named_before_any_work(monkeypatch, runtime, tmp_path, message):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(export, "_export", lambda *args: pytest.fail("it began"))
-    monkeypatch.setattr(_ortweb, "fetch", lambda *args: pytest.fail("it fetched"))
+    monkeypatch.setattr("timm_mobilevit_zoo.export.write.write_checked", lambda *args: pytest.fail("it began"))
+    monkeypatch.setattr(ortweb, "fetch", lambda *args: pytest.fail("it fetched"))
     options = {"models": ["cloformer_xxs"], "output": "site", "runtime": "runtime", "pretrained": False} | BAD[message]
     with pytest.raises((ValueError, FileNotFoundError), match="^" + message):
         page(options.pop("models"), **options)
@@ -172,7 +171,7 @@ def test_bad_arguments_are_named_before_any_work(monkeypatch, runtime, tmp_path,
 )
 def test_images_that_the_page_cannot_prepare(monkeypatch, runtime, tmp_path, overlay, message):
     made = create(PLAIN, pretrained_cfg_overlay=overlay, in_chans=overlay.get("input_size", (3,))[0])
-    monkeypatch.setattr(module, "load", lambda model, pretrained: made)
+    monkeypatch.setattr(write, "load", lambda model, pretrained: made)
     with pytest.raises(ValueError, match=message):
         page([PLAIN], output=str(tmp_path / "site"), runtime=str(runtime), pretrained=False)
 
@@ -180,31 +179,31 @@ def test_images_that_the_page_cannot_prepare(monkeypatch, runtime, tmp_path, ove
 @pytest.mark.parametrize("about", ["", "[]", "{}", '{"name": "onnxruntime-web", "version": "1.0.0"}'])
 def test_a_folder_of_something_else(runtime, about):
     (runtime / "package.json").write_text(about)
-    with pytest.raises(ValueError, match=rf"must hold a package.json of onnxruntime-web {_ortweb.VERSION}"):
-        _ortweb.read(runtime)
+    with pytest.raises(ValueError, match=rf"must hold a package.json of onnxruntime-web {ortweb.VERSION}"):
+        ortweb.read(runtime)
 
 
 def test_npms_file_is_read_and_never_unpacked(monkeypatch, tmp_path):
     path = packed(tmp_path / "given.tgz", monkeypatch)
-    assert _ortweb.read(path) == {part: f"// {part}".encode() for part in _ortweb.PARTS}
+    assert ortweb.read(path) == {part: f"// {part}".encode() for part in ortweb.PARTS}
     path.write_bytes(path.read_bytes() + b"\0")
     with pytest.raises(ValueError, match="its sha512 differs"):
-        _ortweb.read(path)
+        ortweb.read(path)
     path = packed(tmp_path / "given.tgz", monkeypatch, type=tarfile.SYMTYPE, linkname="/etc/hostname", size=0)
-    with pytest.raises(ValueError, match=rf"has package/dist/{_ortweb.PARTS[0]} as something else than a file"):
-        _ortweb.read(path)
+    with pytest.raises(ValueError, match=rf"has package/dist/{ortweb.PARTS[0]} as something else than a file"):
+        ortweb.read(path)
     assert [path.name for path in tmp_path.iterdir()] == ["given.tgz"]
 
 
 def test_npm_runs_only_when_asked_to(monkeypatch, networks, tmp_path):
     def run(command, cwd, **options):
-        assert command == ["npm", "pack", f"onnxruntime-web@{_ortweb.VERSION}"]
-        packed(Path(cwd) / f"onnxruntime-web-{_ortweb.VERSION}.tgz", monkeypatch)
+        assert command == ["npm", "pack", f"onnxruntime-web@{ortweb.VERSION}"]
+        packed(Path(cwd) / f"onnxruntime-web-{ortweb.VERSION}.tgz", monkeypatch)
 
     monkeypatch.setattr(subprocess, "run", run)
     page([NAME], output=str(tmp_path / "site"), fetch_runtime=True, pretrained=False)
     assert [path.name for path in tmp_path.iterdir()] == ["site"]
-    assert (tmp_path / "site" / "runtime" / _ortweb.PARTS[0]).read_text() == f"// {_ortweb.PARTS[0]}"
+    assert (tmp_path / "site" / "runtime" / ortweb.PARTS[0]).read_text() == f"// {ortweb.PARTS[0]}"
 
 
 @pytest.mark.parametrize(
@@ -220,7 +219,7 @@ def test_npm_may_fail(monkeypatch, tmp_path, error, message):
 
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(ValueError, match=message):
-        _ortweb.fetch(tmp_path)
+        ortweb.fetch(tmp_path)
 
 
 def get(url):
@@ -243,8 +242,8 @@ def test_the_command_writes_and_serves(runtime, tmp_path):
                 "icon.svg": "image/svg+xml",
                 "models/index.json": "application/json",
                 f"models/{PLAIN}.onnx": "application/octet-stream",
-                f"runtime/{_ortweb.PARTS[0]}": "text/javascript; charset=utf-8",
-                f"runtime/{_ortweb.PARTS[2]}": "application/wasm",
+                f"runtime/{ortweb.PARTS[0]}": "text/javascript; charset=utf-8",
+                f"runtime/{ortweb.PARTS[2]}": "application/wasm",
             }
             for path, kind in kinds.items():
                 content, headers = get(url + path)
@@ -252,7 +251,7 @@ def test_the_command_writes_and_serves(runtime, tmp_path):
                 assert headers["Content-Type"] == kind
                 assert headers["Cross-Origin-Opener-Policy"] == "same-origin"
                 assert headers["Cross-Origin-Embedder-Policy"] == "require-corp"
-                assert headers["Content-Security-Policy"] == module.POLICY
+                assert headers["Content-Security-Policy"] == server.POLICY
             for path in ("models/", "nothing", "../runtime/package.json", "%2e%2e/runtime/package.json"):
                 with pytest.raises(urllib.error.HTTPError, match="404"):
                     get(url + path)
@@ -281,6 +280,6 @@ def test_what_cannot_be_served(tmp_path, capsys):
 
 
 def test_nothing_in_the_page_names_another_host():
-    for path in Path(module.__file__).with_name("_page").iterdir():
+    for path in Path(write.__file__).with_name("assets").iterdir():
         hosts = re.findall(r"(?:https?:|\bsrc=.|\bhref=.)//[\w.-]+", path.read_text(encoding="utf-8"))
         assert set(hosts) <= {"http://www.w3.org"}, path.name  # names of XML's, not places

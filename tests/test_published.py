@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from timm.layers.format import Format, nhwc_to
 from zoo import KINDS, close, create, every_kind, own_image
 
-from timm_mobilevit_zoo import _published, hub
-from timm_mobilevit_zoo._probe import seed_weights
+from timm_mobilevit_zoo import hub
+from timm_mobilevit_zoo.models import pins
+from timm_mobilevit_zoo.models.probe import seed_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 REPO, REVISION = "someone/weights", "0123456789" * 4
@@ -49,9 +50,9 @@ def fetched(name, folders, monkeypatch, tmp_path):
     (tmp_path / "hub_configs").mkdir()
     file, config = hub_config(name, folders / name)
     (tmp_path / "hub_configs" / file).write_text(json.dumps(config))
-    configs = _published.read_configs(tmp_path / "hub_configs")
-    monkeypatch.setattr(_published, "package_configs", lambda: configs)
-    cfg = dataclasses.replace(timm.get_pretrained_cfg(name), hf_hub_id=_published.pins(name, config["tag"]).hf_hub_id)
+    configs = pins.read_configs(tmp_path / "hub_configs")
+    monkeypatch.setattr(pins, "package_configs", lambda: configs)
+    cfg = dataclasses.replace(timm.get_pretrained_cfg(name), hf_hub_id=pins.pins(name, config["tag"]).hf_hub_id)
     for key in (name, f"{name}.{config['tag']}"):
         monkeypatch.setitem(timm.models._registry._model_pretrained_cfgs, key, cfg)
     calls = []
@@ -192,7 +193,7 @@ def test_a_model_knows_its_repository_and_no_path(name, kwargs, folders, fetched
 def test_files_that_do_not_fit_are_refused(name, fetched, folders, weights, monkeypatch, tmp_path):
     weights.pop(next(key for key in weights if not key.startswith(tuple(heads(create(name))))))
     save_file(weights, tmp_path / "model.safetensors")
-    monkeypatch.setattr(sys.modules["timm_mobilevit_zoo._remote"], "fetch", lambda *args, **kwargs: tmp_path)
+    monkeypatch.setattr(pins, "_fetchers", [lambda *args, **kwargs: tmp_path])
     for kwargs in ({}, {"num_classes": 7}):
         with pytest.raises(ValueError, match=r"the checkpoint does not fit .*: 1 missing"):
             create(name, pretrained=True, **kwargs)
@@ -203,7 +204,7 @@ def test_a_failed_download_loads_nothing(name, fetched, monkeypatch):
     def fetch(*args, **kwargs):
         raise ValueError("model.safetensors: another sha256")
 
-    monkeypatch.setattr(sys.modules["timm_mobilevit_zoo._remote"], "fetch", fetch)
+    monkeypatch.setattr(pins, "_fetchers", [fetch])
     with pytest.raises(ValueError, match="another sha256"):
         create(name, pretrained=True)
 

@@ -472,13 +472,13 @@ def test_a_repository_that_appears_after_the_look_is_left_alone(hub, zoo, folder
 def test_a_folder_that_changes_meanwhile_is_not_pushed(hub, run, folder):
     told = run(
         """
-from timm_mobilevit_zoo import _push
-plan = _push.plan
+from timm_mobilevit_zoo.hub import commit
+plan = commit.plan
 def late(repo_id, files, **options):
     with open(sys.argv[1] + "/model.safetensors", "ab") as file:
         file.write(b"more")
     return plan(repo_id, files, **options)
-_push.plan = late
+commit.plan = late
 say(attempt(lambda: hub.push(sys.argv[1], sys.argv[2], dry_run=False)))
 """,
         folder,

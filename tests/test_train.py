@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from zoo import FIXED, GOLDEN, author_weights
 
-from timm_mobilevit_zoo import train as train_module
-from timm_mobilevit_zoo._data import read_image
+from timm_mobilevit_zoo.common.images import read_image
 from timm_mobilevit_zoo.demo import write_digits
 from timm_mobilevit_zoo.predict import load, predict
+from timm_mobilevit_zoo.train import folder as train_folder
+from timm_mobilevit_zoo.train import run as train_run
 from timm_mobilevit_zoo.train import train
 
 MODEL = "cloformer_xxs"
@@ -376,7 +377,7 @@ def test_too_few_images_for_a_step(digits, tmp_path):
 
 def test_too_little_disk(digits, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 2**20})()
-    monkeypatch.setattr(train_module.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(train_folder.shutil, "disk_usage", lambda path: usage)
     fails(r"1 MiB left on its disk; the run needs \d\d\d MiB", digits, tmp_path)
 
 
@@ -453,8 +454,8 @@ def test_a_teacher_of_other_classes(run, copied, tmp_path):
 @pytest.mark.parametrize("distill", ["logit", "token", "feature"])
 def test_the_teacher_is_not_trained(run, digits, tmp_path, monkeypatch, distill):
     out, _ = run
-    tasks, create_task = [], train_module._create_task
-    monkeypatch.setattr(train_module, "_create_task", lambda *args: tasks.append(create_task(*args)) or tasks[0])
+    tasks, create_task = [], train_run.create_task
+    monkeypatch.setattr(train_run, "create_task", lambda *args: tasks.append(create_task(*args)) or tasks[0])
     options = QUICK | {"model": WITH_TOKEN if distill == "token" else MODEL, "epochs": 1, "img_size": 32}
     train(str(digits), output=str(tmp_path / "out"), **options, teacher=str(out), distill=distill)
     teacher = tasks[0].teacher

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from timm_mobilevit_zoo._probe import seeded
 from timm_mobilevit_zoo.models._staged import StagedModel
+from timm_mobilevit_zoo.models.probe import seeded
 
 NAMES = [
     name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("timm_mobilevit_zoo.")

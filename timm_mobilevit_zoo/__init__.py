@@ -1,8 +1,12 @@
 """Light-weight vision transformers for timm: importing this package registers them."""
 
-from . import attention, models
-from ._fuse import fuse
-
-__all__ = ["__version__", "attention", "fuse", "models"]
+from timm_mobilevit_zoo_cli.main import parse_early
 
 __version__ = "0.1.0"
+
+parse_early()  # of `python -m timm_mobilevit_zoo` alone: what follows takes seconds
+
+from . import attention, hub, models  # noqa: E402
+from .fusion import fuse  # noqa: E402
+
+__all__ = ["__version__", "attention", "fuse", "hub", "models"]

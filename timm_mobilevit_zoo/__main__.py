@@ -1,5 +1,5 @@
 """`python -m timm_mobilevit_zoo` is the command `timm-mobilevit-zoo`."""
 
-from .cli import main
+from timm_mobilevit_zoo_cli import main
 
 main()

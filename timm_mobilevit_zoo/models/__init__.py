@@ -1,7 +1,5 @@
 """One line a family: importing it registers its models with timm."""
 
-from timm_mobilevit_zoo._names import warn_of_taken
-
 from . import casvit as casvit
 from . import cloformer as cloformer
 from . import deit32 as deit32
@@ -11,6 +9,8 @@ from . import hybrid32 as hybrid32
 from . import mobilevit_wide as mobilevit_wide
 from . import mobilevitv3 as mobilevitv3
 from . import swin32 as swin32
+from . import timm_layers as timm_layers
 from . import vit32 as vit32
+from .registry import warn_of_taken
 
 warn_of_taken()

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from .layers import like
+
 __all__ = ["DepthwiseConv2d", "every", "fold", "is_exporting", "unfold"]
 
 # Measured; others may have no such kernel. Asked once, since graphs cannot.
@@ -18,6 +20,7 @@ _HAS_KERNEL = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cp
 is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
+@like(nn.Conv2d)
 class DepthwiseConv2d(nn.Conv2d):
     """A depthwise convolution, `(B, dim, H, W) -> (B, dim, ceil(H / stride), ceil(W / stride))`, faster in training.
 

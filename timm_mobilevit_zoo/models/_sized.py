@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from timm_mobilevit_zoo._published import build_pinned
-
-from ._staged import check_levels, strict_filter
+from ._args import check_levels
+from ._build import strict_filter
+from .pins import build_pinned
 
 __all__ = ["VIT_LIMITS", "build_sized", "cifar_cfg"]
 

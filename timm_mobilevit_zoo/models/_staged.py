@@ -6,9 +6,9 @@ pyramid is a direct child with a plain name: timm's feature wrappers cut the net
 a classifier's state dict loads into its `features_only` form key by key.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from timm.layers import SelectAdaptivePool2d, get_device_dtype
@@ -17,100 +17,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from timm_mobilevit_zoo._published import build_pinned
-
+from ._args import STRIDES, check_args
 from ._blocks import is_exporting
 
-__all__ = [
-    "Stage",
-    "StagedModel",
-    "Stem",
-    "build_staged",
-    "check_args",
-    "check_levels",
-    "check_sizes",
-    "dilations",
-    "strict_filter",
-]
-
-ModelT = TypeVar("ModelT", bound=nn.Module)
-FilterFn = Callable[[dict[str, Any], ModelT], dict[str, Tensor]]
-
-STRIDES = (4, 8, 16, 32)  # image pixels per map cell at the end of stages 1 to 4
-OUTPUT_STRIDES = STRIDES[1:]
-POOLS = ("", "avg", "max", "avgmax", "catavgmax", "fast", "fastavg", "fastmax", "fastavgmax", "fastcatavgmax")
-
-
-def check_args(args: Mapping[str, Any], levels: Sequence[str] = (), *, last_three: Sequence[str] = ()) -> None:
-    """Raise `ValueError` for a network that cannot be built, before any layer is.
-
-    Args:
-        args: A constructor's arguments, its `locals()`. Of those here `in_chans` must be at least 1, `num_classes` at
-            least 0, `global_pool` one of timm's names, `output_stride` 8, 16 or 32, and a `..._rate` lies in [0, 1).
-        levels: Names of those that have one entry a stage; an entry that is no tuple is a whole number from 1.
-        last_three: Names of those that have one for each of the last three stages.
-
-    Raises:
-        ValueError: Names the argument, its value and what would fit.
-    """
-    for name, least in (("in_chans", 1), ("num_classes", 0)):
-        if name in args and not (isinstance(args[name], int) and args[name] >= least):
-            raise ValueError(f"{name}={args[name]} must be at least {least}, a whole number")
-    if "global_pool" in args and args["global_pool"] not in POOLS:
-        raise ValueError(f"global_pool={args['global_pool']!r} is none of {', '.join(map(repr, POOLS))}")
-    if args.get("output_stride", 32) not in OUTPUT_STRIDES:
-        raise ValueError(f"output_stride={args['output_stride']} must be one of {', '.join(map(str, OUTPUT_STRIDES))}")
-    for name in args:
-        if name.endswith("_rate") and not 0 <= args[name] < 1:
-            raise ValueError(f"{name}={args[name]} must be at least 0 and below 1")
-    for name in (*levels, *last_three):
-        value = args[name]
-        count, which = (4, "one a stage") if name in levels else (3, "one for each of the last three stages")
-        if not isinstance(value, (tuple, list)) or len(value) != count:
-            raise ValueError(f"{name}={value} needs {count} entries, {which}")
-        for entry in value:
-            if not (isinstance(entry, (tuple, list)) or (isinstance(entry, int) and entry >= 1)):
-                raise ValueError(f"{name}={value} needs whole numbers from 1 in each stage")
-
-
-def check_levels(variant: str, count: int, features: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for levels that a backbone does not have, where timm only fails at some index.
-
-    Args:
-        variant: Registered name.
-        count: Levels that the network has.
-        features: Arguments of the build. Of those here, `out_indices` are positions, negative ones from the end, or
-            the number of the last levels.
-
-    Raises:
-        ValueError: Names the argument, its value and what would fit.
-    """
-    indices = features.get("out_indices", count)
-    wanted = range(-indices, 0) if isinstance(indices, int) else indices
-    if not wanted or not all(-count <= index < count for index in wanted):
-        raise ValueError(
-            f"out_indices={indices}: {variant} has {count} levels; choose from 0 to {count - 1}, or a number from 1 to "
-            f"{count} for the last ones"
-        )
-
-
-def check_sizes(args: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Raise `ValueError`, naming argument and value, for one of `names` that is no whole number from 1."""
-    for name in names:
-        if not isinstance(args[name], int) or isinstance(args[name], bool) or args[name] < 1:
-            raise ValueError(f"{name}={args[name]} must be a whole number from 1")
-
-
-def dilations(output_stride: int) -> list[tuple[int, int, int]]:
-    """Return what keeps a network's maps at `output_stride` with the weights of one that halves them further.
-
-    Where a stage no longer halves the map, its cells lie closer, so what looks at neighbours must look further.
-
-    Returns:
-        For each stage the stride and the dilation of the layer that opens it, and the dilation of its other layers.
-    """
-    wide = [max(1, stride // output_stride) for stride in STRIDES]
-    return [(2 if now == before else 1, before, now) for before, now in zip([1, *wide[:-1]], wide, strict=True)]
+__all__ = ["Stage", "StagedModel", "Stem"]
 
 
 @torch.fx.wrap  # a leaf for every fx tracer, timm's and torchvision's alike: it branches on sizes
@@ -444,69 +354,3 @@ class StagedModel(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Return names of parameters that decay should spare, besides biases and norms: none."""
         return set()
-
-
-def strict_filter(filter_fn: FilterFn[ModelT], pretrained_strict: bool = True) -> FilterFn[ModelT]:
-    """Make a checkpoint filter refuse what does not fit: timm only logs it once the class count differs."""
-    if not pretrained_strict:
-        return filter_fn
-
-    def checked(state_dict: dict[str, Any], model: ModelT) -> dict[str, Tensor]:
-        out = filter_fn(state_dict, model)
-        cfg: Any = model.pretrained_cfg
-        classifiers = cfg.get("classifier") or "head"  # one name or, as DeiT has, several
-        heads = tuple(f"{name}." for name in ([classifiers] if isinstance(classifiers, str) else classifiers))
-        wrong = {
-            "missing": sorted(k for k in model.state_dict().keys() - out.keys() if not k.startswith(heads)),
-            "unexpected": sorted(k for k in out.keys() - model.state_dict().keys() if not k.startswith(heads)),
-        }
-        if any(wrong.values()):
-            shown = "; ".join(f"{len(k)} {name}: {', '.join(k[:5])}" for name, k in wrong.items() if k)
-            raise ValueError(f"the checkpoint does not fit {type(model).__name__}: {shown}")
-        return out
-
-    return checked
-
-
-def build_staged(
-    model_cls: type[ModelT],
-    filter_fn: FilterFn[ModelT],
-    variant: str,
-    pretrained: bool = False,
-    *,
-    stem_level: bool = True,
-    device: Any = None,
-    dtype: torch.dtype | None = None,
-    **kwargs: Any,
-) -> ModelT:
-    """Build a registered variant as timm does: weights, `num_classes`, `in_chans`, `features_only`.
-
-    Args:
-        model_cls: The family's class.
-        filter_fn: The family's `checkpoint_filter_fn(state_dict, model)`.
-        variant: Registered name.
-        pretrained: Load the weights that the variant's config names.
-        stem_level: Whether the stem is the pyramid's first level. `features_only` returns all levels by default:
-            clients take these for all that there are, and ask for them by position.
-        device: Where to build. It reaches every layer as the default device, so that no family hands it down.
-        dtype: Floating-point type of parameters and buffers.
-        **kwargs: Arguments of `timm.models.build_model_with_cfg` and of `model_cls`.
-
-    Raises:
-        ValueError: For `out_indices` of levels that there are not.
-    """
-    num_levels = 5 if stem_level else 4
-    if kwargs.get("features_only"):
-        check_levels(variant, num_levels, kwargs)
-    with torch.device(device) if device is not None else nullcontext():
-        model: ModelT = build_pinned(
-            model_cls,
-            variant,
-            pretrained,
-            pretrained_filter_fn=strict_filter(filter_fn, kwargs.get("pretrained_strict", True)),
-            # Nothing is flattened: no level is a bare sequence. But timm's hook wrapper, if it may rewrite, leaves out
-            # what comes after the last level, as its others do.
-            feature_cfg={"out_indices": tuple(range(num_levels)), "flatten_sequential": True},
-            **kwargs,
-        )
-    return model.to(dtype=dtype) if dtype is not None else model

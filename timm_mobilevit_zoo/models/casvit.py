@@ -27,8 +27,10 @@ from typing import Any
 from timm.layers import DropPath, calculate_drop_path_rates
 from torch import Tensor, nn
 
+from ._args import check_args, check_sizes, dilations
+from ._build import build_staged
 from ._cfg import imagenet_cfg, pinned_default_cfgs, register_model
-from ._staged import Stage, StagedModel, build_staged, check_args, check_sizes, dilations
+from ._staged import Stage, StagedModel
 
 __all__ = ["AdditiveTokenMixer", "CASViT"]
 

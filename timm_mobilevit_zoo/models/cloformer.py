@@ -26,13 +26,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import DropPath, calculate_drop_path_rates, use_fused_attn
+from timm.layers import DropPath, calculate_drop_path_rates
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
+from ._args import check_args, check_sizes, dilations
 from ._blocks import DepthwiseConv2d
+from ._build import build_staged
 from ._cfg import imagenet_cfg, pinned_default_cfgs, register_model
-from ._staged import Stage, StagedModel, build_staged, check_args, check_sizes, dilations
+from ._pooled import PooledAttention
+from ._staged import Stage, StagedModel
+from .layers import scales_by
 
 __all__ = ["CloAttention", "CloFormer"]
 
@@ -40,6 +43,7 @@ __all__ = ["CloAttention", "CloFormer"]
 limits = {"test_a_dilated_map_holds_the_cells_of_the_map": "norms and keys average over all cells: dilation makes more"}
 
 
+@scales_by("scale")
 class Scale(nn.Module):
     """Multiply by a number, a layer so that `timm_mobilevit_zoo.fuse` can fold it. Shape kept."""
 
@@ -76,59 +80,6 @@ class AttnConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.mix(self.qkv(x)).chunk(3, dim=1)  # (B, width, H, W) each
         return self.gate_drop(self.gate(q * k)) * v
-
-
-class PartialAvgPool2d(nn.Module):
-    """Mean over windows, the last ones cut at the edge. `(B, C, H, W) -> (B, C, ceil(H / window), ceil(W / window))`.
-
-    torch's `ceil_mode` decides the output size by a branch, which would fix the image size of an exported graph. There
-    the same means are taken over a padded map and divided by each window's share of real cells.
-    """
-
-    def __init__(self, window_size: int) -> None:
-        super().__init__()
-        self.window_size = window_size
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.jit.is_scripting() or not torch.compiler.is_compiling():
-            return F.avg_pool2d(x, self.window_size, ceil_mode=True, count_include_pad=False)
-        side = self.window_size
-        pad = (0, side - 1, 0, side - 1)  # enough for any size; windows that are padding throughout are dropped
-        share = F.avg_pool2d(F.pad(torch.ones_like(x[:1, :1]), pad), side)
-        return F.avg_pool2d(F.pad(x, pad), side) / share
-
-
-class PooledAttention(nn.Module):
-    """Global branch: attention of every position to a pooled map. `(B, C, H, W) -> (B, width, H, W)`."""
-
-    fused_attn: torch.jit.Final[bool]
-
-    def __init__(
-        self, dim: int, width: int, head_dim: int, window_size: int, attn_drop: float, device: Any, dtype: Any
-    ) -> None:
-        dd = {"device": device, "dtype": dtype}
-        super().__init__()
-        self.num_heads = width // head_dim
-        self.head_dim = head_dim
-        self.scale = head_dim**-0.5
-        self.fused_attn = use_fused_attn()
-        self.q = nn.Conv2d(dim, width, 1, **dd)
-        self.pool = PartialAvgPool2d(window_size) if window_size > 1 else nn.Identity()
-        self.kv = nn.Conv2d(dim, 2 * width, 1, **dd)
-        self.attn_drop = nn.Dropout(attn_drop)
-
-    def forward(self, x: Tensor) -> Tensor:
-        B, _, H, W = x.shape
-        q = self.q(x).reshape(B, self.num_heads, self.head_dim, H * W).transpose(-2, -1)  # (B, h, N, d)
-        kv = self.kv(self.pool(x)).flatten(2)  # (B, 2 h d, M)
-        kv = kv.reshape(B, 2 * self.num_heads, self.head_dim, kv.shape[-1]).transpose(-2, -1)
-        k, v = kv.chunk(2, dim=1)  # (B, h, M, d) each
-        if self.fused_attn:
-            x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
-        else:
-            attn = (q * self.scale) @ k.transpose(-2, -1)
-            x = self.attn_drop(attn.softmax(dim=-1)) @ v
-        return x.transpose(-2, -1).reshape(B, self.num_heads * self.head_dim, H, W)
 
 
 class CloAttention(nn.Module):

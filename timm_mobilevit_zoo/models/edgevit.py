@@ -27,9 +27,12 @@ from timm.layers import DropPath, LayerNorm2d, Mlp, calculate_drop_path_rates, u
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from ._args import check_args, check_sizes, dilations
 from ._blocks import DepthwiseConv2d, every
+from ._build import build_staged
 from ._cfg import imagenet_cfg, pinned_default_cfgs, register_model
-from ._staged import Stage, StagedModel, build_staged, check_args, check_sizes, dilations
+from ._staged import Stage, StagedModel
+from .layers import Keys, keys_of, pooled_keys
 
 __all__ = ["EdgeViT", "LocalGlobalLocalAttention"]
 
@@ -81,6 +84,11 @@ class SparseAttention(nn.Module):
             x = F.pad(x, (0, W - x.shape[3], 0, H - x.shape[2]))  # cuts; a slice would fix the size of a graph
             x = self.norm(x.permute(0, 2, 3, 1))
         return self.proj_drop(self.proj(x))
+
+
+@keys_of(SparseAttention)
+def _lay_out(attn: SparseAttention, shape: tuple[int, ...]) -> Keys:
+    return pooled_keys(shape[1:3], attn.query_step * attn.key_step)
 
 
 class Half(nn.Module):

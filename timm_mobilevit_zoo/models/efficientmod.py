@@ -25,9 +25,12 @@ from timm.layers import DropPath, LayerNorm2d, LayerScale2d, Mlp, calculate_drop
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from ._args import check_args, check_sizes, dilations
 from ._blocks import DepthwiseConv2d, every
+from ._build import build_staged
 from ._cfg import imagenet_cfg, pinned_default_cfgs, register_model
-from ._staged import Stage, StagedModel, build_staged, check_args, check_sizes, dilations
+from ._staged import Stage, StagedModel
+from .layers import Keys, keys_of, pooled_keys
 
 __all__ = ["EfficientMod", "EfficientModulation"]
 
@@ -132,6 +135,11 @@ class MapAttention(nn.Module):
             x = self.attn_drop(attn.softmax(dim=-1)) @ v
         x = x.transpose(1, 2).flatten(2).unflatten(1, (H, W))  # (B, H, W, h d)
         return self.proj(x).permute(0, 3, 1, 2)
+
+
+@keys_of(MapAttention)
+def _lay_out(attn: MapAttention, shape: tuple[int, ...]) -> Keys:
+    return pooled_keys(shape[2:], attn.dilation)
 
 
 class AttentionBlock(nn.Module):

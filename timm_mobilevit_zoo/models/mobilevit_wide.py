@@ -49,9 +49,12 @@ import torch
 from timm.layers import Attention, DropPath, Mlp, calculate_drop_path_rates
 from torch import Tensor, nn
 
+from ._args import check_args, check_sizes, dilations
 from ._blocks import fold, unfold
+from ._build import build_staged
 from ._cfg import imagenet_cfg, pinned_default_cfgs, register_model
-from ._staged import Stage, StagedModel, build_staged, check_args, check_sizes, dilations
+from ._staged import Stage, StagedModel
+from .layers import Keys, keys_of, patch_keys
 
 __all__ = ["MobileViTAttention", "MobileViTWide"]
 
@@ -159,6 +162,11 @@ class MobileViTAttention(nn.Module):
         y = fold(y.transpose(1, 2).reshape(B, P, D, N), self.patch_size, x.shape[2], x.shape[3])
         y = self.conv_proj(y)
         return self.conv_fusion(torch.cat([x, y], dim=1))
+
+
+@keys_of(MobileViTAttention)
+def _lay_out(attn: MobileViTAttention, shape: tuple[int, ...]) -> Keys:
+    return patch_keys(shape[2:], attn.patch_size)
 
 
 class InvertedResidual(nn.Module):

@@ -27,9 +27,12 @@ import torch
 from timm.layers import Attention, ConvMlp, DropPath, Mlp, calculate_drop_path_rates
 from torch import Tensor, nn
 
+from ._args import check_args, check_sizes, dilations
 from ._blocks import fold, unfold
+from ._build import build_staged
 from ._cfg import imagenet_cfg, pinned_default_cfgs, register_model
-from ._staged import Stage, StagedModel, build_staged, check_args, check_sizes, dilations
+from ._staged import Stage, StagedModel
+from .layers import Keys, keys_of, patch_keys
 
 __all__ = ["MobileViTv3", "MobileViTv3Block"]
 
@@ -179,6 +182,11 @@ class MobileViTv3Block(nn.Module):
             y = y.transpose(1, 2).reshape(B, P, D, N)
         y = self.conv_proj(fold(y, self.patch_size, x.shape[2], x.shape[3]))
         return x + self.conv_fusion(torch.cat([local, y], dim=1))
+
+
+@keys_of(MobileViTv3Block)
+def _lay_out(block: MobileViTv3Block, shape: tuple[int, ...]) -> Keys:
+    return patch_keys(shape[2:], block.patch_size)
 
 
 class InvertedResidual(nn.Module):

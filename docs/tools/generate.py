@@ -1,0 +1,220 @@
+"""Write what is generated from the registered models: `hub_configs/*.json` and the tables in README.md and docs.
+
+Of a hub config whose weights are published the section `hub` and the probe are kept: they do not follow from the model.
+
+`python docs/tools/generate.py` writes; with `--check` it writes nothing and exits 1 naming what is stale.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+from timm_mobilevit_zoo.hub.checks import hub_probe
+from timm_mobilevit_zoo.models.pins import HUB_CONFIGS, HubConfig, read_configs
+from timm_mobilevit_zoo.models.probe import SEED, gmacs, matches, probe, seed_weights
+from timm_mobilevit_zoo.models.registry import our_models
+
+__all__ = ["check", "expected_files", "variants", "write"]
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ("README.md", "docs/models.md")
+SEEDED = "seeded by name"
+TOLERANCE = 1e-4  # ten times what computers and versions of torch differ by; GELU's approximation is more
+BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
+
+
+def variants() -> list[str]:
+    """Return `name.tag` of every pretrained config that the package registers, smallest network of a family first."""
+    ours = our_models()
+    tagged = [t for t in timm.list_models(include_tags=True) if t.partition(".")[0] in ours]
+    return sorted(tagged, key=lambda t: (timm.model_entrypoint(t.partition(".")[0]).__module__, _params(t), t))
+
+
+def _build(variant: str, **kwargs: Any) -> Any:
+    with torch.device("meta"):
+        return timm.create_model(variant, **kwargs).eval()  # with its tag, so with that config's size and classes
+
+
+@cache
+def _params(variant: str) -> int:
+    return sum(p.numel() for p in _build(variant).parameters())
+
+
+@cache
+def _gmacs(variant: str) -> float:
+    cfg: Any = timm.get_pretrained_cfg(variant)
+    return round(gmacs(_build(variant), cfg.input_size), 3)
+
+
+@cache
+def _levels(variant: str) -> Any:
+    return _build(variant, features_only=True).feature_info
+
+
+@cache
+def _logits(variant: str) -> list[float]:
+    cfg: Any = timm.get_pretrained_cfg(variant)
+    return probe(seed_weights(timm.create_model(variant)), cfg.input_size)
+
+
+def _probe(variant: str, old: HubConfig) -> dict[str, Any]:
+    if old.pins:
+        hub_probe(old.content, "published", f"{HUB_CONFIGS}/{_file_name(variant)}")
+        return old.content["probe"]
+    logits = _logits(variant)
+    try:
+        kept = hub_probe(old.content, SEEDED, variant)
+    except ValueError:
+        kept = []
+    # Within the tolerance the old numbers stay: or else each computer would write last digits of its own.
+    return {"seed": SEED, "weights": SEEDED, "logits": kept if matches(kept, logits, TOLERANCE) else logits}
+
+
+def _hub_config(variant: str, old: HubConfig) -> dict[str, Any]:
+    cfg: Any = timm.get_pretrained_cfg(variant)
+    family = importlib.import_module(timm.model_entrypoint(cfg.architecture).__module__)
+    top1 = getattr(family, "published_top1", {}).get(cfg.architecture)
+    return {
+        "architecture": cfg.architecture,
+        "tag": cfg.tag,
+        "num_classes": cfg.num_classes,
+        "params": _params(variant),
+        "gmacs": _gmacs(variant),
+        "input_size": cfg.input_size,
+        "mean": cfg.mean,
+        "std": cfg.std,
+        "crop_pct": cfg.crop_pct,
+        "interpolation": cfg.interpolation,
+        "license": cfg.license,
+        "origin_url": cfg.origin_url,
+        "source_commit": getattr(family, "source_commits", {}).get(cfg.origin_url),
+        "paper_ids": cfg.paper_ids,
+        "paper_name": cfg.paper_name,
+        "published": None if top1 is None else {"imagenet_1k_top1": top1, "claimed_by": "authors"},
+        "hub": old.content["hub"] if old.pins else {"repo_id": None, "revision": None, "sha256": None},
+        "probe": _probe(variant, old),
+    }
+
+
+def _file_name(variant: str) -> str:
+    name = variant.partition(".")[0]
+    # The bare name means the default config, here as in timm; a second config of the name carries its tag.
+    return f"{name if timm.get_pretrained_cfg(name) == timm.get_pretrained_cfg(variant) else variant}.json"
+
+
+def _source(config: dict[str, Any]) -> str:
+    papers = config["paper_ids"] or []
+    url = config["origin_url"]
+    kind = "written from the paper" if "arxiv.org" in url else f"[code]({url})"
+    links = [kind + (f" ({config['license'].upper()})" if config["license"] else "")]
+    for paper in [papers] if isinstance(papers, str) else papers:
+        kind, _, number = paper.partition(":")
+        links.append(f"[paper](https://arxiv.org/abs/{number})" if kind == "arXiv" else paper)
+    return ", ".join(links)
+
+
+def _row(variant: str, config: dict[str, Any]) -> list[str]:
+    levels = _levels(variant)
+    published, repo_id = config["published"], config["hub"]["repo_id"]
+    return [
+        f"`{Path(_file_name(variant)).stem}`",
+        f"{config['params'] / 1e6:.2f}",
+        f"{config['gmacs']:.3f}",
+        " x ".join(map(str, config["input_size"][1:])),
+        str(config["num_classes"]),
+        "-".join(map(str, levels.channels())),
+        "-".join(map(str, levels.reduction())),
+        str(published["imagenet_1k_top1"]) if published else "",
+        f"`{repo_id}`" if repo_id else "none published",
+        _source(config),
+    ]
+
+
+def _table(configs: dict[str, dict[str, Any]]) -> str:
+    header = ["name", "params (M)", "GMACs", "image", "classes", "channels", "strides"]
+    header += ["top-1, %: the authors' claim", "weights", "source"]
+    align = ["---", "---:", "---:", "---:", "---:", "---", "---", "---:", "---", "---"]
+    rows = [header, align, *(_row(variant, config) for variant, config in configs.items())]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _page(path: Path, table: str) -> str:
+    head, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{path} lacks the lines {BEGIN} and {END}, in this order")
+    return f"{head}{BEGIN}\n{table}\n{END}{tail}"
+
+
+def expected_files(root: Path = ROOT) -> dict[str, str]:
+    """Return the text of every generated file by its path below `root`.
+
+    Raises:
+        ValueError: For a page without the lines of its table, a hub config that holds pins of no registered name, and
+            as `read_configs`.
+    """
+    old = read_configs(root / HUB_CONFIGS)
+    keys = {variant: _key(variant) for variant in variants()}
+    lost = [".".join(key) for key, config in old.items() if config.pins and key not in keys.values()]
+    if lost:
+        raise ValueError(f"{HUB_CONFIGS} holds pins of {', '.join(lost)}, not registered: delete it by hand")
+    configs = {variant: _hub_config(variant, old.get(key, HubConfig({}, None))) for variant, key in keys.items()}
+    files = {f"{HUB_CONFIGS}/{_file_name(v)}": json.dumps(c, indent=2) + "\n" for v, c in configs.items()}
+    table = _table(configs)
+    return files | {page: _page(root / page, table) for page in PAGES}
+
+
+def _key(variant: str) -> tuple[str, str]:
+    cfg: Any = timm.get_pretrained_cfg(variant)
+    return cfg.architecture, cfg.tag or ""
+
+
+def _leftovers(files: dict[str, str], root: Path) -> list[str]:
+    found = {path.relative_to(root).as_posix() for path in (root / HUB_CONFIGS).glob("*.json")}
+    return sorted(found - files.keys())
+
+
+def check(root: Path = ROOT) -> list[str]:
+    """Return the paths below `root` that are missing, differ from what the models say, or belong to no model."""
+    files = expected_files(root)
+    stale = [
+        name
+        for name, text in files.items()
+        if not (root / name).is_file() or (root / name).read_text(encoding="utf-8") != text
+    ]
+    return stale + _leftovers(files, root)
+
+
+def write(root: Path = ROOT) -> None:
+    """Write every generated file below `root` and remove hub configs of models that are gone."""
+    files = expected_files(root)
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(exist_ok=True)
+        new = path.with_name(path.name + ".tmp")
+        new.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(new, path)
+    for name in _leftovers(files, root):
+        (root / name).unlink()
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description="Write hub_configs/*.json and the tables of models.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 naming the stale files")
+    if not parser.parse_args().check:
+        write()
+    elif stale := check():
+        sys.exit("stale, run `python docs/tools/generate.py`: " + ", ".join(stale))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Draw the pictures of the pages under docs/learn: `python docs/tools/pictures.py [NAME ...]`, with the extra `demo`.
+
+The one of distillation is drawn by `distill_digits.py`, from what it measured.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+IMAGES = Path(__file__).resolve().parents[1] / "img"
+
+
+def dependence(part: str, side: int = 16, place: tuple[int, int] = (7, 8), seeds: int = 16) -> Any:
+    """Return how strongly one position of a MobileViT block's output depends on each cell of its input.
+
+    Args:
+        part: `convolutions`, the first two alone; `transformer`, with convolutions that see one cell; or `block`, all.
+        side: Side of the map, in cells.
+        place: Row and column of the position.
+        seeds: How many random networks to average, since a single one's weights leave a rough picture.
+
+    Returns:
+        Mean size of the gradient, relative to the largest, `(side, side)`.
+    """
+    from timm_mobilevit_zoo.attention import MobileViTAttention
+
+    total = torch.zeros(side, side)
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        block = MobileViTAttention(48, 60, 3, 2, depth=2, mlp_dim=120).eval()
+        if part == "transformer":
+            block.conv_kxk, block.conv_fusion = torch.nn.Identity(), torch.nn.Conv2d(96, 48, 1)
+        x = torch.randn(1, 48, side, side, requires_grad=True)
+        y = block.conv_1x1(block.conv_kxk(x)) if part == "convolutions" else block(x)
+        y[0, :, place[0], place[1]].square().sum().backward()
+        assert x.grad is not None
+        total += x.grad[0].abs().mean(0)
+    return (total / total.max()).numpy()
+
+
+def mobilevit_block(path: Path) -> None:
+    """Draw what one position of a MobileViT block's output depends on, for parts of the block."""
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    side, place = 16, (7, 8)
+    figure = Figure(figsize=(10, 3.7), layout="constrained")
+    titles = {
+        "convolutions": "step 1: two convolutions",
+        "transformer": "steps 2 to 4: the transformer alone",
+        "block": "the whole block",
+    }
+    for axis, (part, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
+        shown = axis.imshow(dependence(part, side, place), norm=LogNorm(1e-4, 1, clip=False), cmap="viridis")
+        axis.plot(place[1], place[0], "o", markerfacecolor="none", markeredgecolor="red", markersize=9)
+        axis.set_title(title, fontsize=10)
+        axis.set_xticks([-0.5 + i for i in range(0, side + 1, 2)], labels=[])
+        axis.set_yticks([-0.5 + i for i in range(0, side + 1, 2)], labels=[])
+        axis.grid(color="white", linewidth=0.5)
+        axis.set_facecolor("black")
+    figure.colorbar(shown, ax=figure.axes, label="gradient, relative to the largest")
+    figure.suptitle("what the output at the red circle depends on (patches of 2 x 2, white lines)", fontsize=10)
+    figure.savefig(path, dpi=120)
+
+
+def _attention_over_a_digit(path: Path, model: str, digit: str, **options: Any) -> None:
+    """Train a model on digits and draw what it attends to over one that it has not seen."""
+    from timm_mobilevit_zoo.demo import DIGITS, write_digits
+    from timm_mobilevit_zoo.maps import draw_file
+    from timm_mobilevit_zoo.train import train
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_digits(f"{folder}/digits")
+        train(f"{folder}/digits", model=model, output=f"{folder}/run", **DIGITS | dict(workers=0) | options)
+        image = min(Path(folder, "digits", "val", digit).iterdir())
+        draw_file(f"{folder}/run", str(image), output=str(path), overwrite=True)
+    with Image.open(path) as picture:
+        small = picture.convert("RGB").quantize(256)  # a quarter of the file; nobody sees the difference
+    small.save(path, optimize=True)
+
+
+def cloformer_attnconv(path: Path) -> None:
+    """Draw the gates and the pooled attention of a CloFormer that was trained on digits of 128 x 128 pixels."""
+    _attention_over_a_digit(path, "cloformer_xxs", "3", img_size=128, epochs=8)
+
+
+def vit_from_scratch(path: Path) -> None:
+    """Draw the class token's attention and the roll-out of a ViT that was trained on digits of 32 x 32 pixels."""
+    _attention_over_a_digit(path, "vit_nano_patch4_32", "3", img_size=32, epochs=30, lr=3e-3)
+
+
+PICTURES: dict[str, Callable[[Path], None]] = {
+    "mobilevit-block": mobilevit_block,
+    "cloformer-attnconv": cloformer_attnconv,
+    "vit-from-scratch": vit_from_scratch,
+}
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PICTURES)} (default: all)")
+    names = parser.parse_args().names or list(PICTURES)
+    if unknown := set(names) - PICTURES.keys():
+        parser.error(f"NAME={', '.join(sorted(unknown))} is none of {', '.join(PICTURES)}")
+    IMAGES.mkdir(exist_ok=True)
+    for name in names:
+        PICTURES[name](IMAGES / f"{name}.png")
+        sys.stdout.write(f"drew {IMAGES / name}.png\n")
+
+
+if __name__ == "__main__":
+    main()

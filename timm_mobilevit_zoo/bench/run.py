@@ -1,0 +1,335 @@
+"""Candidates that take turns in one process, setting by setting."""
+
+import copy
+import datetime
+import json
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from timm_mobilevit_zoo import __version__
+from timm_mobilevit_zoo.common.extras import require
+from timm_mobilevit_zoo.common.files import replacing
+from timm_mobilevit_zoo.models.probe import gmacs
+from timm_mobilevit_zoo_cli.checks import LEAST_ROUNDS, check
+
+from .report import claimed, compare, draw, quartiles
+from .runners import (
+    CPU_ONLY,
+    EXPORTED,
+    NARROW,
+    TYPES,
+    Backend,
+    Candidate,
+    Runner,
+    Setting,
+    build,
+    deviation,
+    moved,
+    peak_mib,
+    prepare,
+    reference,
+    resolve,
+)
+
+__all__ = ["bench", "busy_seconds", "cpu_name", "take_turns"]
+
+ROUND = 0.05  # seconds that one candidate's part of a round takes at least
+WARM_UP = 0.2  # seconds
+
+
+def bench(
+    names: Sequence[str],
+    *,
+    against: str = "",
+    backend: Sequence[Backend] = ("eager",),
+    mode: Sequence[Literal["eval", "train"]] = ("eval",),
+    batch_size: Sequence[int] = (1,),
+    img_size: Sequence[int] = (224,),
+    dtype: Sequence[Literal["fp32", "bf16", "fp16", "int8"]] = ("fp32",),
+    memory_format: Sequence[Literal["contiguous", "channels_last"]] = ("contiguous",),
+    cuda_graphs: bool = False,
+    threads: Sequence[int] = (),
+    device: str = "",
+    rounds: int = 25,
+    seconds: float = 60.0,
+    output: str = "",
+    plot: str = "",
+    overwrite: bool = False,
+) -> list[dict[str, Any]]:
+    """Measure how fast models are, beside each other, each checked against float64 first.
+
+    Every name is measured with every back end, type and memory format, all in turns; and that once for every mode,
+    image size, batch size and number of threads. Weights are random; dropout and drop path are off.
+
+    Args:
+        names: Names that timm knows, or module:function for a function that returns a torch.nn.Module.
+        against: What the others are compared with, in eager mode: such a name. Not given, the first candidate is.
+        backend: How networks run: fuse is `timm_mobilevit_zoo.fuse`'s copy, prepack that with `prepack=True`,
+            compile is `torch.compile`'s code.
+        mode: Evaluation, or a training step: forward, cross-entropy, backward, SGD with momentum.
+        batch_size: Images in a call.
+        img_size: Side of the square input, in pixels.
+        dtype: Type of the arithmetic: of weights and images in evaluation, of torch.autocast in training. Beside fp32,
+            int8 adds what `export` writes in 8 bits for onnxruntime, laid out for the very batch that is timed, and
+            bf16 what openvino computes in 16 bits from the same file, where the CPU can.
+        memory_format: How weights and images lie in memory, in torch.
+        cuda_graphs: Measure each of torch's back ends also as a replayed CUDA graph, in evaluation.
+        threads: Threads of the CPU; as many as torch takes where not given.
+        device: cpu or cuda; cuda where there is one if not given. TF32 is off on it.
+        rounds: Rounds of a comparison, at most.
+        seconds: Seconds after which no round of a comparison starts, once there are five; compiling does not count.
+        output: JSON file for the rows, written anew after each comparison.
+        plot: Picture to draw: the accuracy that authors claim against the latency measured; its ending says the format.
+        overwrite: Replace output and plot where they exist.
+
+    Returns:
+        A row for each candidate in each setting: what it is; `ms`, a call's median and quartiles over the rounds, and
+        `round_ms`, all of them; `images_per_s`; `ratio`, how many times as fast as `against` it is (see `compare`);
+        `deviation`, how far its logits are from `reference`'s, as a part of the largest; `memory_mib`, the most that
+        torch allocated in a call beyond weights, batch and optimizer; `params_m` and `gmacs`; `moved_mib`, the least
+        that a call moves (weights once, and what goes in and out of convolutions and linear layers once); `others`, how
+        many cores other processes kept busy meanwhile. What could not be measured has `error` instead of times.
+
+    Raises:
+        ValueError: For arguments that cannot work, before anything is measured.
+        FileNotFoundError: For an output without a folder.
+        ModuleNotFoundError: Without the extra `export` or `viz`, where it is needed.
+    """
+    options = dict(locals())
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    _check(options, place)
+    candidates = _candidates(options)
+    first = candidates[0]
+    settings = list(product(img_size, mode, batch_size, threads or (torch.get_num_threads(),)))
+    facts = _facts(place, {c.backend for c in candidates})
+    networks: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
+    before = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    bar = tqdm(total=len(settings) * rounds, unit="round", disable=None, leave=False)
+    try:
+        for size, how, batch, count in settings:
+            if not rows or rows[-1]["img_size"] != size:
+                networks = {}  # they may be of a size
+            setting = Setting(how, size, batch, count, place)
+            torch.set_num_threads(count)
+            torch.compiler.reset()
+            limits: Any = torch._dynamo.config.patch(cache_size_limit=1000)  # beyond it torch runs eager mode, silently
+            with limits, torch._inductor.config.patch({"cpp.threads": count}):
+                found = _comparison(candidates, setting, networks, rounds, seconds, bar)
+            for candidate, row in zip(candidates, found, strict=True):
+                base = found[0].get("round_ms")
+                times = row.get("round_ms")
+                row["against"] = str(first)
+                row["ratio"] = compare(base, times) if base and times and row is not found[0] else None
+                rows.append(candidate._asdict() | setting._asdict() | {"device": place.type} | row | facts)
+            if output:
+                with replacing(Path(output)) as part:
+                    part.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    finally:
+        bar.close()
+        torch.set_num_threads(before[0])
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before[1:]
+    if plot:
+        with replacing(Path(plot)) as part:
+            figure = draw(rows)
+            figure.savefig(part, format=Path(plot).suffix.lower().removeprefix("."), dpi=150)
+    return rows
+
+
+def _check(options: dict[str, Any], device: torch.device) -> None:
+    check("bench", options)
+    names = [*options["names"], *filter(None, [options["against"]])]
+    for name in options["names"]:
+        resolve(name)
+    if options["against"]:
+        resolve(options["against"], "against")
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(f"device={str(device)!r} must be cpu, or cuda where there is a GPU")
+    if device.type == "cpu" and "fp16" in options["dtype"]:
+        raise ValueError("dtype=fp16 is for a GPU; bf16 works on a CPU, too")
+    if options["cuda_graphs"] and (device.type != "cuda" or "train" in options["mode"]):
+        raise ValueError("cuda_graphs needs device=cuda and mode=eval alone")
+    outside = [name for name in options["backend"] if name in EXPORTED]
+    tied = [name for name in options["backend"] if name in CPU_ONLY]
+    if tied and (device.type != "cpu" or "fp32" not in options["dtype"]):
+        raise ValueError(f"backend={tied[0]} is measured on a CPU in fp32; give device=cpu and dtype=fp32")
+    if "int8" in options["dtype"] and "onnxruntime" not in options["backend"]:
+        raise ValueError("dtype=int8 is what export writes for backend=onnxruntime; give that, and fp32 beside int8")
+    untrained = [name for name in options["backend"] if name not in ("eager", "compile")]
+    if untrained and "train" in options["mode"]:
+        raise ValueError(f"backend={untrained[0]} does not train; with mode=train give eager or compile alone")
+    for module in {module for name in outside for module in EXPORTED[name].modules}:
+        require(module, "export")
+    if options["plot"]:
+        endings = require("matplotlib.figure", "viz").Figure().canvas.get_supported_filetypes()
+        if Path(options["plot"]).suffix.lower().removeprefix(".") not in endings:
+            raise ValueError(f"plot={options['plot']!r} must end in one of .{', .'.join(sorted(endings))}")
+        if "eval" not in options["mode"] or all(claimed(name) is None for name in names):
+            raise ValueError("plot needs mode=eval and a name whose authors claim an accuracy; see hub_configs")
+
+
+def _candidates(options: dict[str, Any]) -> list[Candidate]:
+    """Return what takes turns, what the others are compared with first."""
+    graphs = (False, True) if options["cuda_graphs"] else (False,)
+    types = [dtype for dtype in options["dtype"] if dtype != "int8"]
+    found = []
+    if options["against"]:
+        found.append(Candidate(options["against"], "eager", options["memory_format"][0], types[0]))
+    for name, backend in product(options["names"], options["backend"]):
+        if backend in CPU_ONLY:
+            narrow = [dtype for dtype in options["dtype"] if (backend, dtype) in NARROW]
+            found += [Candidate(name, backend, "contiguous", dtype) for dtype in ("fp32", *narrow)]
+        else:
+            ways = product(options["memory_format"], types, graphs)
+            found += [Candidate(name, backend, *way) for way in ways]
+    return found
+
+
+def _comparison(
+    candidates: Sequence[Candidate],
+    setting: Setting,
+    networks: dict[str, Any],
+    rounds: int,
+    seconds: float,
+    bar: Any,
+) -> list[dict[str, Any]]:
+    """Return what was measured of each candidate in one setting."""
+    found: list[dict[str, Any]] = []
+    runners: dict[int, Runner] = {}
+    expected: dict[str, Any] = {}
+    shape = setting.batch_size, 3, setting.img_size, setting.img_size
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(setting.device)
+    for place, candidate in enumerate(candidates):
+        bar.set_description(f"preparing {candidate}")
+        row: dict[str, Any] = {"error": None}
+        found.append(row)
+        try:
+            if candidate.model not in networks:
+                networks[candidate.model] = build(candidate.model, setting.img_size)
+            network = networks[candidate.model]
+            row |= _size(network, candidate, setting)
+            if candidate.model not in expected:
+                expected[candidate.model] = reference(network, x, setting)
+            right, row["reference"] = expected[candidate.model]
+            runner = prepare(candidate, setting, network, x)
+            row["deviation"] = deviation(runner.results(), right, candidate.dtype)
+            row["memory_mib"] = None if candidate.cuda_graphs else peak_mib(runner, setting.device)
+            runners[place] = runner
+        except Exception as error:  # each back end has errors of its own
+            told = str(error).strip().partition("\n")[0]
+            row["error"] = told if isinstance(error, ValueError) else f"{type(error).__name__}: {told}"
+    bar.set_description("{mode}, {img_size} px, batch {batch_size}".format(**setting._asdict()))
+    before = busy_seconds()
+    done, calls = take_turns([runner.call for runner in runners.values()], setting.device, rounds, seconds, bar)
+    spent, busy, own = (b - a for a, b in zip(before, busy_seconds(), strict=True))
+    for place, times, count in zip(runners, done, calls, strict=True):
+        found[place]["others"] = None if math.isnan(busy) else round(max(0.0, busy - own) / spent, 2)
+        found[place]["calls"] = count
+        found[place]["round_ms"] = [float(f"{1000 * value:.6g}") for value in times]
+        found[place]["ms"] = quartiles(found[place]["round_ms"])
+        found[place]["images_per_s"] = 1000 * setting.batch_size / found[place]["ms"]["median"]
+    return found
+
+
+def _size(network: nn.Module, candidate: Candidate, setting: Setting) -> dict[str, Any]:
+    row: dict[str, Any] = {"params_m": sum(p.numel() for p in network.parameters()) / 1e6}
+    try:
+        meta = copy.deepcopy(network).to("meta")
+        weights, maps = moved(meta, setting.img_size)
+        row["gmacs"] = gmacs(meta, (3, setting.img_size, setting.img_size))
+    except (RuntimeError, NotImplementedError):  # what asks for a tensor's values cannot be counted without any
+        return row | {"gmacs": None, "moved_mib": None}
+    width = TYPES[candidate.dtype].itemsize
+    once = setting.mode == "eval"
+    return row | {"moved_mib": width * (weights + setting.batch_size * maps) / 2**20 if once else None}
+
+
+def take_turns(
+    calls: Sequence[Callable[[], Any]], device: torch.device, rounds: int, seconds: float, bar: Any
+) -> tuple[list[list[float]], list[int]]:
+    """Return the seconds of a call, for each round, and how many calls a round has, for each of some functions."""
+    counts = []
+    for call in calls:
+        single: list[float] = []
+        began = time.perf_counter()
+        while len(single) < 3 or time.perf_counter() - began < WARM_UP:
+            single.append(_seconds(call, 1, device))
+        counts.append(math.ceil(ROUND / statistics.median(single)))
+    times: list[list[float]] = [[] for _ in calls]
+    began = time.perf_counter()
+    for turn in range(rounds if calls else 0):
+        if turn >= LEAST_ROUNDS and time.perf_counter() - began > seconds:
+            break
+        for call, count, done in zip(calls, counts, times, strict=True):
+            call()  # the one before has left its own data in the caches
+            done.append(_seconds(call, count, device))
+        bar.update()
+    bar.update(rounds - len(times[0]) if calls else rounds)
+    return times, counts
+
+
+def busy_seconds() -> tuple[float, float, float]:
+    """Return seconds: by the clock, those that all cores were busy (NaN where nobody tells), and those that we were."""
+    info = Path("/proc/stat")
+    busy = math.nan
+    if info.is_file():  # user, nice, system, idle, waiting, irq, softirq, stolen; the other columns are in these
+        user, nice, system, _, _, *rest = map(int, info.read_text().split()[1:9])
+        busy = (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
+    return time.perf_counter(), busy, sum(os.times()[:4])
+
+
+def _seconds(call: Callable[[], Any], count: int, device: torch.device) -> float:
+    if device.type == "cuda":
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(count):
+            call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1000 / count
+    began = time.perf_counter()
+    for _ in range(count):
+        call()
+    return (time.perf_counter() - began) / count
+
+
+def _facts(device: torch.device, backends: Iterable[str]) -> dict[str, Any]:
+    machine: dict[str, Any] = {"cpu": cpu_name(), "cores": os.cpu_count(), "system": platform.system()}
+    machine |= {"gpu": None, "copy_gib_s": None}
+    if device.type == "cuda":
+        machine |= {"gpu": torch.cuda.get_device_name(device), "copy_gib_s": _copy_speed(device)}
+    packages = ["timm", "torch", *sorted(set(EXPORTED).intersection(backends))]
+    versions = {
+        "python": platform.python_version(),
+        "timm_mobilevit_zoo": __version__,
+        **{name: version(name) for name in packages},
+    }
+    return {"machine": machine, "versions": versions, "date": datetime.date.today().isoformat()}
+
+
+def cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    told = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return told[0] if told else platform.processor() or platform.machine()
+
+
+def _copy_speed(device: torch.device) -> float:
+    """Return what the memory moves when a tensor is copied, read and written, in GiB a second."""
+    source = torch.zeros(2**28, device=device)  # 1 GiB
+    target = torch.empty_like(source)
+    spent = [_seconds(lambda: target.copy_(source), 10, device) for _ in range(5)]
+    return round(2 / min(spent), 1)

@@ -1,0 +1,15 @@
+"""The formats that `export` writes, a line each."""
+
+from . import coreml, executorch, litert, ncnn, onnx, openvino
+from .format import Format
+
+__all__ = ["FORMATS"]
+
+FORMATS: dict[str, Format] = {
+    "onnx": onnx.FORMAT,
+    "openvino": openvino.FORMAT,
+    "executorch": executorch.FORMAT,
+    "coreml": coreml.FORMAT,
+    "litert": litert.FORMAT,
+    "ncnn": ncnn.FORMAT,
+}

@@ -1,0 +1,88 @@
+"""What `export` is asked for, known to be possible before any work."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from timm_mobilevit_zoo.common.extras import require
+from timm_mobilevit_zoo.common.images import images_in
+from timm_mobilevit_zoo_cli.checks import check, check_free
+
+from .format import Format
+from .formats import FORMATS
+from .int8 import CALIBRATION
+
+__all__ = ["TOLERANCE", "Task", "files_of", "some_of", "task_of"]
+
+TOLERANCE = 1e-3  # of a standard deviation of the logits; what runs in float32 is off by 1e-6 to 1e-4
+INT8_TOLERANCE = 0.2  # of the same, on average; trained networks are off by 0.02 to 0.1, what is broken by 0.3 and more
+IMAGES, MEASURED = 64, 1000  # of a folder, at most: to compare, and to tell the accuracy in 8 bits
+
+
+class Task(NamedTuple):
+    """What to write and how to compare it, known to be possible."""
+
+    format: str
+    output: Path
+    size: tuple[int, int] | None
+    dynamic: Sequence[str]
+    images: list[Path]
+    int8: list[Path]
+    tolerance: float
+
+
+def task_of(
+    format: str,
+    output: str,
+    size: tuple[int, int] | None = None,
+    dynamic: Sequence[str] = (),
+    images: str = "",
+    int8: str = "",
+    tolerance: float | None = None,
+    overwrite: bool = False,
+) -> Task:
+    """Return the task, or raise what is wrong with an argument."""
+    options = dict(locals())
+    if format not in FORMATS:
+        raise ValueError(f"format={format!r} must be one of {', '.join(FORMATS)}")
+    about, target = FORMATS[format], Path(output)
+    if target.suffix != about.suffix:
+        raise ValueError(f"output={output!r} must end in {about.suffix} for format={format}")
+    for one in dynamic:
+        if one not in about.dynamic:
+            can = f"one of {', '.join(about.dynamic)}" if about.dynamic else "left out"
+            raise ValueError(f"dynamic={one!r} must be {can} for format={format}")
+    if int8 and not about.int8:
+        can = " and ".join(name for name, one in FORMATS.items() if one.int8)
+        raise ValueError(f"int8={int8!r} must be left out for format={format}: only {can} can")
+    check("export", options)
+    if tolerance is None:
+        tolerance = INT8_TOLERANCE if int8 else TOLERANCE
+    compared = some_of("images", images, MEASURED if int8 else IMAGES)
+    calibration = some_of("int8", int8, CALIBRATION)
+    for path in files_of(about, target):
+        check_free("output", path, overwrite)
+    for module in about.modules:
+        require(module, about.extra)
+    if about.torch_below and torch.__version__ >= about.torch_below:
+        raise ModuleNotFoundError(
+            f"torch {torch.__version__} is too new for {about.modules[0]}: in an environment of its own, "
+            f"pip install 'timm-mobilevit-zoo[{about.extra}]'"
+        )
+    return Task(format, target, size, dynamic, compared, calibration, tolerance)
+
+
+def some_of(name: str, folder: str, count: int) -> list[Path]:
+    """Return at most as many images of a folder, of each class in it as large a share, and none without a folder."""
+    found = images_in(Path(folder)) if folder and Path(folder).is_dir() else []
+    if folder and not found:
+        raise ValueError(f"{name}={folder!r} must be a folder with images in it")
+    count = min(count, len(found))
+    return [found[i * len(found) // count] for i in range(count)]
+
+
+def files_of(about: Format, output: Path) -> list[Path]:
+    """Return what is written: the file, what comes with it, the manifest."""
+    return [output, *(output.with_suffix(suffix) for suffix in about.beside), output.with_name(output.name + ".json")]

@@ -1,0 +1,127 @@
+"""The functions of `export`: a model by its name, or a network for each format."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+from torch import nn
+
+from timm_mobilevit_zoo.models.loading import load
+
+from .checked import write_checked
+from .task import task_of
+
+__all__ = ["export", "to_coreml", "to_executorch", "to_litert", "to_ncnn", "to_onnx", "to_openvino"]
+
+
+def export(
+    model: str,
+    *,
+    format: Literal["onnx", "openvino", "executorch", "coreml", "litert", "ncnn"],
+    output: str,
+    size: tuple[int, int] | None = None,
+    dynamic: Sequence[Literal["batch", "size"]] = (),
+    images: str = "",
+    int8: str = "",
+    tolerance: float | None = None,
+    pretrained: bool = True,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write a model for a runtime, run what was written, and compare it with eager mode.
+
+    Args:
+        model: Folder that train left, or a name that timm creates with weights.
+        format: What to write: onnx for ONNX Runtime, openvino, executorch (with XNNPACK), coreml, litert, or ncnn.
+        output: File to write, ending in .onnx, .xml, .pte, .mlpackage, .tflite or .param. A manifest is written
+            beside it.
+        size: Height and width of the image, in pixels; those of the model where not given.
+        dynamic: What may differ in each call, of batch and size; without them one image of one size. In onnx and
+            openvino alone.
+        images: Folder of images to compare on too; it may have folders, one a class. Where these have the names of the
+            model's labels, accuracy is told, too.
+        int8: Folder of images, as the model will see: convolutions and linear layers compute in 8 bits, whose ranges
+            are measured on up to 128 of them. In onnx and executorch alone.
+        tolerance: How far a logit may be from eager mode's, in standard deviations of the logits; 0.001 where not
+            given. With int8 how far logits may be on average, as a root mean square, and 0.2 where not given.
+        pretrained: Give a name its weights; without, random ones, as they serve to measure time.
+        overwrite: Replace output and manifest where they exist.
+
+    Returns:
+        The manifest: see `to_onnx`.
+
+    Raises:
+        ValueError: For arguments that cannot work, before any work, and for a wrong result: its file is not kept.
+        FileNotFoundError: For an output without a folder, or a model that is none.
+        ModuleNotFoundError: Without the extra of the format; it names the pip command.
+    """
+    task = task_of(format, output, size, dynamic, images, int8, tolerance, overwrite)
+    if pretrained and timm.is_model(model) and not Path(model).exists():
+        cfg: Any = timm.get_pretrained_cfg(model)
+        if not cfg.has_weights:
+            raise ValueError(f"model={model!r} has no published weights; --no-pretrained exports random ones")
+    square = size is not None and size[0] == size[1]  # what is built for one size is built for a square
+    return write_checked(load(model, pretrained=pretrained, **({"img_size": size[0]} if size and square else {})), task)
+
+
+def to_onnx(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
+    """Write a network as ONNX, for ONNX Runtime and whoever reads that format, and see that it computes the same.
+
+    Args:
+        network: A classifier in evaluation mode, of ours or of timm's. It is left as it is.
+        output: File to write, ending in .onnx; a manifest, `output` and `.json`, is written beside it.
+        **options: `size`, `dynamic`, `images`, `int8`, `tolerance` and `overwrite`, as `export` has them.
+
+    Returns:
+        The manifest: `format`, `files` with bytes and sha256, `architecture`, `weights_sha256`, `input` (name, shape
+        with None for what may differ, layout, mean, std), `output`, `labels`, `checks` (for `random` and `real` images
+        how many, the largest `error` in standard deviations of the logits and the root mean square, `rms`, of all, and
+        the share that has the same `top1`),
+        `versions`; of executorch also `xnnpack`, the `regions` that it takes and the operators `left` out of them.
+        With int8 also that: how many `images` it was calibrated on; `layers`, those in 8 bits, each with the `error` of
+        its output on some of them (root mean square, as a part of float's), largest first; which operators are `float`,
+        with how many of each, and `why_float`; `float_weights_bytes`, what weights take that are not quantised. The
+        checks have `calibration`, too, and `real` has `accuracy` where the images' folders are labels.
+
+    Raises:
+        ValueError: For arguments that cannot work, and for a file whose result is wrong: it is not kept.
+        FileNotFoundError: For an output without a folder.
+        ModuleNotFoundError: Without the extra of the format; it names the pip command.
+    """
+    return _to("onnx", network, output, **options)
+
+
+def to_openvino(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
+    """Write a network for OpenVINO, `output` ending in .xml and a .bin beside it; see `to_onnx` for the rest."""
+    return _to("openvino", network, output, **options)
+
+
+def to_executorch(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
+    """Write a network for ExecuTorch with XNNPACK, `output` ending in .pte; see `to_onnx` for the rest."""
+    return _to("executorch", network, output, **options)
+
+
+def to_coreml(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
+    """Write a network for Core ML, `output` ending in .mlpackage; see `to_onnx` for the rest.
+
+    The file is not run: only the names of its input and output and the input's shape are compared.
+    """
+    return _to("coreml", network, output, **options)
+
+
+def to_litert(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
+    """Write a network for LiteRT, `output` ending in .tflite; see `to_onnx` for the rest.
+
+    Raises:
+        ModuleNotFoundError: Also where torch is newer than its converter takes.
+    """
+    return _to("litert", network, output, **options)
+
+
+def to_ncnn(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
+    """Write a network for ncnn, `output` ending in .param and a .bin beside it; see `to_onnx` for the rest."""
+    return _to("ncnn", network, output, **options)
+
+
+def _to(format: str, network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
+    return write_checked(network, task_of(format, output, **options))

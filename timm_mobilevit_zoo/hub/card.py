@@ -1,0 +1,98 @@
+"""The model card of a folder of weights: its text, and what a push asks of it."""
+
+import re
+from collections.abc import Mapping
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from timm_mobilevit_zoo_cli.licences import LICENSES
+
+from .checks import Refused
+
+__all__ = ["CARD", "MAX_CARD_BYTES", "card_text", "pushed_card"]
+
+CARD = "README.md"
+MAX_CARD_BYTES = 1 << 20
+HERE = "OWNER/REPOSITORY"  # until a push knows which
+EXAMPLE = r"""(import timm_mobilevit_zoo\b[^`]*?\btimm\.create_model\(["']hf-hub:)[^"'\s]+"""  # in one block of code
+
+
+def card_text(config: Mapping[str, Any], card: Mapping[str, Any], found: Mapping[str, Any], gmacs: float) -> str:
+    """Return the model card: the Hub's metadata, then what a reader wants to know.
+
+    Args:
+        config: Of the folder.
+        card: As for `hub.export`.
+        found: What `hub.check` returned.
+        gmacs: Multiply-adds of one image, in units of 1e9.
+    """
+    cfg, name = config["pretrained_cfg"], found["architecture"]
+    # Python's own types: YAML writes NumPy's as objects of theirs, which nobody reads.
+    card = {key: str(value) if isinstance(value, str) else value for key, value in card.items()}
+    metrics = {str(k): int(v) if isinstance(v, Integral) else float(v) for k, v in card.get("metrics", {}).items()}
+    dataset = card.get("dataset") or "unknown"
+    slug = re.sub(r"[^\w./-]+", "-", dataset).strip("-") or "unknown"  # the Hub takes no other letters there
+    results = [EvalResult("image-classification", slug, dataset, key, value) for key, value in metrics.items()]
+    data = ModelCardData(
+        license=card["license"],
+        license_name=card.get("license_name"),
+        license_link=card.get("license_link"),
+        library_name="timm",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "timm", "timm-mobilevit-zoo", *map(str, card.get("tags", ()))],
+        datasets=[slug] if card.get("dataset") else None,
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
+    size = " x ".join(map(str, cfg["input_size"][1:]))
+    facts = [
+        f"- {found['params'] / 1e6:.2f} M parameters, {gmacs:.3f} GMACs",
+        f"- {found['num_classes']} classes, images of {size} pixels",
+    ]
+    facts += [f"- {label}: {card[key]}" for label, key in (("Data", "dataset"), ("Source", "source")) if card.get(key)]
+    facts += [f"- {key}: {value}" for key, value in metrics.items()]
+    if cfg.get("paper_name"):
+        facts.append(f"- Paper: {cfg['paper_name']} ({cfg.get('paper_ids')})")
+    text = [f"---\n{data.to_yaml()}\n---", f"# {name}", card.get("description", ""), "\n".join(facts)]
+    text.append(f"""```python
+import timm
+
+import timm_mobilevit_zoo  # registers {name}
+
+model = timm.create_model("hf-hub:{HERE}", pretrained=True).eval()
+```""")
+    if card.get("citation"):
+        text.append(f"```bibtex\n{card['citation'].strip()}\n```")
+    return "\n\n".join(filter(None, text)) + "\n"
+
+
+def pushed_card(folder: Path, repo_id: str) -> bytes:
+    """Return a folder's card as it is pushed: with the repository's name in its example.
+
+    Raises:
+        Refused: For a card that is missing, or lacks what makes the repository work for its readers.
+    """
+    path = folder / CARD
+    if not path.is_file():
+        raise Refused(f"{CARD} is missing; hub.export writes one, of the model that timm loads from {folder}")
+    if path.stat().st_size > MAX_CARD_BYTES:
+        raise Refused(f"{CARD} has more than {MAX_CARD_BYTES} bytes")
+    try:
+        text = re.sub(EXAMPLE, rf"\g<1>{repo_id}", path.read_text(encoding="utf-8-sig").replace(HERE, repo_id))
+        data: Any = ModelCard(text).data
+    except Exception as error:  # no UTF-8, or no YAML, whose errors are its library's own
+        raise Refused(f"{CARD} cannot be read: {' '.join(str(error).split())[:200]}") from None
+    if data.license not in LICENSES:
+        raise Refused(f"{CARD}: license={data.license!r} must be one of {', '.join(LICENSES)}")
+    if data.license == "other" and not (data.license_name and data.license_link):
+        raise Refused(f"{CARD}: license='other' needs license_name and license_link")
+    if data.library_name != "timm":
+        raise Refused(f"{CARD}: library_name={data.library_name!r} must be 'timm'")
+    if "transformers" in (data.tags or ()):
+        raise Refused(f"{CARD}: tags must not have 'transformers': the Hub would have it loaded without this package")
+    if "import timm_mobilevit_zoo" not in text:
+        raise Refused(f"{CARD} must show its readers to `import timm_mobilevit_zoo`: without it timm lacks the name")
+    return text.encode()

@@ -1,0 +1,185 @@
+"""Folders of weights, checked and written."""
+
+import copy
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.models import save_for_hf
+from torch import nn
+
+from timm_mobilevit_zoo.common.files import appearing, digests
+from timm_mobilevit_zoo.models.pins import CONFIG, WEIGHTS, package_configs
+from timm_mobilevit_zoo.models.probe import SEED, affordable, gmacs, probe
+from timm_mobilevit_zoo.models.registry import our_models, own_name
+from timm_mobilevit_zoo_cli.checks import new_folder
+from timm_mobilevit_zoo_cli.licences import check_card
+
+from .card import CARD, card_text
+from .checks import (
+    MODEL_ARGS,
+    build_meta,
+    check_config,
+    check_files,
+    check_header,
+    check_probe,
+    check_values,
+    hub_probe,
+)
+
+__all__ = ["check", "check_content", "export"]
+
+
+def check(folder: str | Path, *, architectures: Collection[str] | None = None) -> dict[str, Any]:
+    """Check a folder of weights, in the order in which it could do harm: files, config, sizes, header, values, probe.
+
+    The network that the config means is built without memory first, and only names and shapes of the weights are read
+    before they are known to fit. Where the config tells a probe, the logits of one known image, they are recomputed;
+    weights that the package's hub configs name must give what these tell. What it cannot know is whether the weights
+    are any good, or whose they are.
+
+    Args:
+        folder: Holds `model.safetensors` and `config.json`.
+        architectures: Names that it may have; those of this package where not given.
+
+    Returns:
+        The `architecture`, its `num_classes` and `params`, and the `sha256` of both files.
+
+    Raises:
+        Refused: A `ValueError` that names the file, the entry and what would be right.
+    """
+    path = Path(folder)
+    check_files(path)
+    return check_content(path, architectures)
+
+
+def check_content(path: Path, architectures: Collection[str] | None = None) -> dict[str, Any]:
+    """Check all but what else lies in the folder: in the Hub's cache, files are links."""
+    config = check_config(path, our_models() if architectures is None else architectures)
+    model = build_meta(config)
+    check_header(path, model)
+    tensors = load_file(path / WEIGHTS)
+    check_values(tensors)
+    sha256 = {name: digests(path / name)["sha256"] for name in (CONFIG, WEIGHTS)}
+    for told, logits in _told(config, sha256[WEIGHTS]):
+        check_probe(config, model, tensors, logits, told)
+    return {
+        "architecture": config["architecture"],
+        "num_classes": config["num_classes"],
+        "params": sum(parameter.numel() for parameter in model.parameters()),
+        "sha256": sha256,
+    }
+
+
+def _told(config: Mapping[str, Any], weights: str) -> list[tuple[str, list[float]]]:
+    """Return who tells of these weights what logits the seeded image has."""
+    told = [(CONFIG, config["probe"]["logits"])] if "probe" in config else []
+    for (name, tag), (published, pinned) in package_configs().items():
+        same = published.get("input_size") == config["pretrained_cfg"].get("input_size")
+        if same and own_name(name) == config["architecture"] and pinned and pinned.sha256[WEIGHTS] == weights:
+            where, found = f"the hub config of {name}.{tag}", published.get("probe")
+            if found and found.get("weights") == "published":  # and not yet that of the seeded network
+                told.append((where, hub_probe(published, "published", where)))
+    return told
+
+
+def export(model: nn.Module, folder: str | Path, *, card: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a model's weights, config and card to a folder, check it, and reload it bit for bit.
+
+    The folder appears only when all of that has held. The model is not changed; it may be on any device and in any
+    memory format. The config also tells a probe, the logits of one known image, where its size makes that cheap.
+
+    Args:
+        model: One of this package's models, as `timm.create_model` made it and perhaps trained.
+        folder: New, or empty.
+        card: `license`, an identifier of the Hub's (with `license_name` and `license_link` for `other`). And what there
+            is of `description`, `dataset`, `metrics` (name to value), `source` (where the weights come from),
+            `citation` and more `tags`.
+
+    Returns:
+        What `check` returns.
+
+    Raises:
+        ValueError: For a folder that holds something, a card without licence or with unknown entries, what is no model
+            of this package (a wrapped one, say), a model that its name does not rebuild, tensors that share memory, or
+            weights or logits that are not finite.
+    """
+    target = new_folder(folder, "folder")
+    check_card(card)
+    _check_model(model)
+    network: Any = copy.deepcopy(model).eval()
+    network.to("cpu", memory_format=torch.contiguous_format)
+    check_values(network.state_dict())
+    with appearing(target) as part:
+        save_for_hf(network, str(part), safe_serialization=True)
+        (part / WEIGHTS).chmod((part / CONFIG).stat().st_mode)  # newer safetensors lets nobody else read its files
+        config = _config(part, network, card)
+        (part / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        found = check(part)
+        cost = gmacs(build_meta(config), config["pretrained_cfg"]["input_size"])
+        (part / CARD).write_text(card_text(config, card, found, cost), encoding="utf-8")
+        _reload(part, network)
+    return found
+
+
+def _check_model(model: Any) -> None:
+    """Refuse what cannot be exported as it is, by what to do about it."""
+    kind = type(model).__name__
+    inner = next(
+        (name for name in ("module", "_orig_mod") if isinstance(model, nn.Module) and hasattr(model, name)), ""
+    )
+    if inner:
+        raise ValueError(f"model={kind} wraps the model; give it as model.{inner}")
+    cfg = getattr(model, "pretrained_cfg", None)
+    if not isinstance(model, nn.Module) or not cfg or not hasattr(model, "num_classes"):
+        raise ValueError(f"model={kind} is no classifier of timm's; give one as timm.create_model returned it")
+    if cfg["architecture"] not in our_models():
+        raise ValueError(f"model={cfg['architecture']!r} is none of this package's")
+    if any(tensor.is_meta for tensor in model.state_dict().values()):
+        raise ValueError(f"model={cfg['architecture']!r} is on the meta device: it has no weights")
+    names: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if (other := names.setdefault(id(parameter), name)) != name:
+            raise ValueError(f"model={cfg['architecture']!r} shares {name} with {other}; give each its own tensor")
+
+
+def _config(folder: Path, network: Any, card: Mapping[str, Any]) -> dict[str, Any]:
+    """Return timm's config with what is wrong in it mended."""
+    config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    args, cfg = config.get("model_args", {}), config["pretrained_cfg"]
+    odd = {key: value for key, value in args.items() if key not in MODEL_ARGS}
+    if odd:
+        raise ValueError(f"model was built with {odd}, which {config['architecture']} alone does not say")
+    args.pop("num_classes", None)  # transformers would get it twice
+    # timm before 1.0.31 leaves what the name's own config says of classes, channels and the size of the image.
+    cfg["num_classes"] = network.num_classes
+    if network.in_chans != cfg["input_size"][0]:
+        cfg["input_size"] = [network.in_chans, *cfg["input_size"][1:]]
+        cfg |= {key: [sum(cfg[key]) / len(cfg[key])] for key in ("mean", "std")}
+    if cfg.get("fixed_input_size"):
+        cfg["input_size"] = [network.in_chans, *network.patch_embed.img_size]
+    if network.in_chans != 3:
+        args["in_chans"] = network.in_chans
+    if args:
+        config["model_args"] = args
+    # Of a trained network, where timm finds them in both places and transformers in this one.
+    config |= {key: cfg.pop(key) for key in ("label_names", "label_descriptions") if key in cfg}
+    cfg["license"] = card["license"]  # not that of other weights, nor their tag
+    cfg.pop("tag", None)
+    meta = build_meta(config)
+    check_header(folder, meta)  # says what is wrong with weights that no image would pass
+    if affordable(meta, cfg["input_size"]):
+        config["probe"] = {"seed": SEED, "logits": probe(network, cfg["input_size"])}
+    return config
+
+
+def _reload(folder: Path, network: Any) -> None:
+    again = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    ours, theirs = network.state_dict(), again.state_dict()
+    odd = [key for key in ours if not torch.equal(ours[key], theirs[key])]
+    if odd:
+        raise ValueError(f"{len(odd)} tensors do not reload bit for bit, as {odd[0]}")

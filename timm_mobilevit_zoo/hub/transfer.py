@@ -1,0 +1,174 @@
+"""Weights on their way to the Hugging Face Hub and back."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+
+from timm_mobilevit_zoo.common.files import appearing
+from timm_mobilevit_zoo.models.pins import CONFIG, WEIGHTS, pins
+from timm_mobilevit_zoo_cli.checks import new_folder
+
+from . import commit
+from .card import CARD, pushed_card
+from .checks import Refused
+from .folder import check, check_content
+from .remote import check_repo_id, check_revision, check_token, fetch, resolve
+
+__all__ = ["load", "pull", "push"]
+
+FILES = (CONFIG, WEIGHTS, CARD)
+
+
+def load(
+    model: str,
+    *,
+    revision: str | None = None,
+    sha256: Mapping[str, str] | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    **kwargs: Any,
+) -> Any:
+    """Return a model with weights from the Hub, of one commit and checked as `check` checks a folder.
+
+    What is in the cache is used, and then no request is made. A file that is damaged there is downloaded once more.
+
+    Args:
+        model: Repository, `owner/name`; or a registered name whose weights are published.
+        revision: Full commit id of the repository. A name brings its own.
+        sha256: Digests of `config.json` and `model.safetensors`, or of one of them. Without them a file has to be what
+            the Hub says that it is. A name brings its own.
+        cache_dir: Where the Hub's files are cached; the client's own place where not given.
+        token: As for `huggingface_hub`; the one of `hf auth login` or `HF_TOKEN` where not given.
+        local_files_only: Make no request.
+        **kwargs: More arguments of `timm.create_model`.
+
+    Raises:
+        ValueError: For a name without published weights, or a repository without a full commit id.
+        HubError: If the Hub cannot be reached, or does not give the files.
+        Refused: For what `check` refuses, and for a file with another digest.
+    """
+    repo_id, revision, sha256 = _pinned(_name(model), revision, sha256)
+    folder = fetch(repo_id, revision, sha256, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
+    check_content(folder)
+    return timm.create_model(f"local-dir:{folder}", pretrained=True, **kwargs)
+
+
+def pull(
+    model: str,
+    *,
+    revision: str = "",
+    output: str = "",
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+) -> dict[str, Any]:
+    """Download and check weights, into the cache or a folder, and tell the commit and digests to pin.
+
+    Args:
+        model: Repository, owner/name; or a registered name whose weights are published.
+        revision: Branch, tag or commit id; main where not given. A name brings its own.
+        output: Folder to write them to, new or empty; the Hub's cache alone where not given.
+        cache_dir: Where the Hub's files are cached; the client's own place where not given.
+        token: As for `huggingface_hub`.
+
+    Returns:
+        What `check` returns, with `repo_id`, `revision` (the full commit id) and `path`.
+
+    Raises:
+        ValueError: For a name without published weights, or an output that holds something.
+        HubError: If the Hub cannot be reached, or does not give the files.
+        Refused: For what `check` refuses.
+    """
+    target = new_folder(output, "output") if output else None
+    sha256 = None
+    if "/" in _name(model):
+        repo_id = model
+        revision = resolve(repo_id, revision or "main", token)
+    else:
+        repo_id, revision, sha256 = _pinned(model, revision or None, None)
+    folder = fetch(repo_id, revision, sha256, card=True, cache_dir=cache_dir, token=token)
+    found = check_content(folder)
+    if target is not None:
+        with appearing(target) as part:
+            for name in FILES:
+                if (folder / name).is_file():
+                    shutil.copyfile(folder / name, part / name)
+            check(part)
+    return found | {"repo_id": repo_id, "revision": revision, "path": str(output or folder)}
+
+
+def push(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    dry_run: bool = True,
+    private: bool = True,
+    branch: str = "main",
+    message: str = "",
+    token: str | bool | None = None,
+) -> dict[str, Any]:
+    """Check a folder of weights and tell what a push would do; do it where that is asked.
+
+    A push is one commit, on top of the one that was looked at: of config, weights and card, whose example gets the
+    repository's name, and without the pickles that were there. Whatever else the folder holds stays where it is.
+
+    Args:
+        folder: As `export` or `convert` wrote it.
+        repo_id: Repository, owner/name; it is created if need be.
+        dry_run: Change nothing on the Hub.
+        private: Make a new repository private, and refuse one that is public already.
+        branch: Branch to commit to.
+        message: Of the commit; "Add" and the name of the network where not given.
+        token: As for `huggingface_hub`; the one of `hf auth login` or `HF_TOKEN` where not given.
+
+    Returns:
+        The plan: `endpoint`, `account`, `repo_id`, `exists`, `private`, `branch` and its `parent` commit; `files`, by
+        name the `size`, the `sha256` and whether it is `new`, `changed` or the `same`; `delete`, the pickles. After a
+        push `revision` and `sha256` are what `load` wants; before, `revision` is None.
+
+    Raises:
+        ValueError: For a repository that is no `owner/name`.
+        HubError: If the Hub cannot be reached, does not allow it, or has changed meanwhile.
+        Refused: For what `check` refuses, a card without its licence, a public repository that was meant to be
+            private, or weights that arrived as others.
+    """
+    path = Path(folder)
+    check_repo_id(repo_id)
+    check_token(token)
+    found = check(path)
+    files: dict[str, bytes | Path] = {CONFIG: (path / CONFIG).read_bytes(), WEIGHTS: path / WEIGHTS}
+    files[CARD] = pushed_card(path, repo_id)
+    plan = commit.plan(repo_id, files, private=private, branch=branch, token=token)
+    if plan["sha256"] != found["sha256"]:
+        raise Refused(f"{path} has changed since it was checked")
+    if dry_run:
+        return plan
+    return commit.commit(plan, files, message=message or f"Add {found['architecture']}", token=token)
+
+
+def _name(model: Any) -> str:
+    if not isinstance(model, str):
+        raise ValueError(f"model={model!r} must be a repository, 'owner/name', or a registered name")
+    return model
+
+
+def _pinned(
+    model: str, revision: str | None, sha256: Mapping[str, str] | None
+) -> tuple[str, str, Mapping[str, str] | None]:
+    """Return repository, commit and digests that a name or a repository means."""
+    if "/" in model:
+        check_repo_id(model)
+        check_revision(revision)
+        return model, str(revision), sha256
+    if not timm.is_model(model):
+        raise ValueError(f"model={model!r} is neither registered nor a repository, 'owner/name'")
+    if revision or sha256:
+        raise ValueError(f"revision={revision!r}: {model} brings its own; give a repository, 'owner/name'")
+    cfg: Any = timm.get_pretrained_cfg(model)
+    found = pins(cfg.architecture, cfg.tag)
+    if found is None:
+        raise ValueError(f"model={model!r} has no published weights")
+    return found.repo_id, found.revision, found.sha256

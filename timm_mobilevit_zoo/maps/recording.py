@@ -1,0 +1,114 @@
+"""What the layers of a network attend to, recorded while it runs.
+
+timm lets what leaves a softmax pass through a dropout called `attn_drop`; CloFormer lets its gates pass through one
+called `gate_drop`. What enters these children is what a layer attends to, so hooks on them serve every such network.
+
+Shapes: B images, B' = B * groups (windows of Swin, in-patch positions of MobileViT), h heads, Q queries, K keys.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+
+from timm_mobilevit_zoo.models.layers import keys_at
+
+__all__ = ["Layer", "record", "unwrap"]
+
+
+class Layer(NamedTuple):
+    """What a layer attends to."""
+
+    values: Tensor  # attention (B', h, Q, K) or a gate (B, C, H, W)
+    is_gate: bool
+    frame: Any  # the module that lays a map out as tokens for this layer, where there is one
+    shape: tuple[int, ...]  # of that map
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the network inside the wrappers of DataParallel, torch.compile and their kind."""
+    model = unwrap_model(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("model is a TorchScript module, which never shows its maps; pass the one it was made from")
+    return model
+
+
+def record(network: nn.Module, x: Tensor) -> dict[str, Layer]:
+    """Run a network, as `attention_maps` says, and return its layers by name, in order of execution."""
+    if not isinstance(x, Tensor) or x.dim() != 4:
+        what = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x={what} must be a batch of images (B, C, H, W)")
+    modules: dict[str, Any] = dict(network.named_modules())
+    shapes: dict[Any, tuple[int, ...]] = {}
+    layers: dict[str, Layer] = {}
+    runs: Counter[str] = Counter()
+
+    def see(frame: nn.Module, args: tuple[Any, ...]) -> None:
+        shapes[frame] = tuple(getattr(args[0], "shape", ())) if args else ()
+
+    def keep(name: str, frame: Any) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        parent, _, child = name.rpartition(".")
+        is_gate = child == "gate_drop"
+        key = name.removesuffix("_drop") if is_gate else parent
+
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            runs[key] += 1
+            again = f":{runs[key]}" if runs[key] > 1 else ""
+            layers[key + again] = Layer(args[0], is_gate, frame, shapes.get(frame, ()))
+
+        return hook
+
+    drops = [name for name in modules if name.rpartition(".")[2] in ("attn_drop", "gate_drop")]
+    frames = {name: _find_frame(name, modules) for name in drops}
+    training = [(module, module.training) for module in modules.values()]
+    fused = [module for module in modules.values() if getattr(module, "fused_attn", False) is True]
+    handles = []
+    try:
+        for frame in set(frames.values()) - {None}:
+            handles.append(frame.register_forward_pre_hook(see))
+        for name in drops:
+            handles.append(modules[name].register_forward_pre_hook(keep(name, frames[name])))
+        for module in modules.values():
+            module.training = False  # the flag alone: some networks' own train() and eval() do more than that
+        for module in fused:
+            module.fused_attn = False
+        with torch.no_grad():
+            network(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, flag in training:
+            module.training = flag
+        for module in fused:
+            module.fused_attn = True
+    for name, layer in layers.items():
+        if not torch.isfinite(layer.values).all():
+            raise ValueError(f"{name} is not finite: x or the weights are not, or too large for {layer.values.dtype}")
+    layers = {name: layer for name, layer in layers.items() if _is_map(layer)}
+    if not layers:
+        raise ValueError(
+            f"{type(network).__name__} has no attention that timm's convention shows: rows that sum to 1 on their way "
+            "through a child attn_drop; CloFormer, ViT, DeiT, Swin and MobileViT have it"
+        )
+    return layers
+
+
+def _is_map(layer: Layer) -> bool:
+    """Whether values are what `attention_maps` promises; other things pass through dropouts of these names too."""
+    values = layer.values
+    if values.dim() != 4:
+        return False
+    if layer.is_gate:
+        return bool((values.abs() <= 1).all())
+    sums = values.sum(-1, dtype=torch.promote_types(values.dtype, torch.float32))
+    return bool((values >= 0).all() and ((sums - 1).abs() <= torch.finfo(values.dtype).eps ** 0.5).all())
+
+
+def _find_frame(name: str, modules: dict[str, Any]) -> Any:
+    """Return the innermost module from `name` outwards that lays a map out as tokens, None where there is none."""
+    if keys_at(modules[name]):
+        return modules[name]
+    return _find_frame(name.rpartition(".")[0], modules) if name else None

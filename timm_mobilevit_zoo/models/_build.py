@@ -1,0 +1,82 @@
+"""Registered variants built as timm builds its own, from checkpoints that fit as a whole or not at all."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ._args import check_levels
+from .pins import build_pinned
+
+__all__ = ["build_staged", "strict_filter"]
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+FilterFn = Callable[[dict[str, Any], ModelT], dict[str, Tensor]]
+
+
+def strict_filter(filter_fn: FilterFn[ModelT], pretrained_strict: bool = True) -> FilterFn[ModelT]:
+    """Make a checkpoint filter refuse what does not fit: timm only logs it once the class count differs."""
+    if not pretrained_strict:
+        return filter_fn
+
+    def checked(state_dict: dict[str, Any], model: ModelT) -> dict[str, Tensor]:
+        out = filter_fn(state_dict, model)
+        cfg: Any = model.pretrained_cfg
+        classifiers = cfg.get("classifier") or "head"  # one name or, as DeiT has, several
+        heads = tuple(f"{name}." for name in ([classifiers] if isinstance(classifiers, str) else classifiers))
+        wrong = {
+            "missing": sorted(k for k in model.state_dict().keys() - out.keys() if not k.startswith(heads)),
+            "unexpected": sorted(k for k in out.keys() - model.state_dict().keys() if not k.startswith(heads)),
+        }
+        if any(wrong.values()):
+            shown = "; ".join(f"{len(k)} {name}: {', '.join(k[:5])}" for name, k in wrong.items() if k)
+            raise ValueError(f"the checkpoint does not fit {type(model).__name__}: {shown}")
+        return out
+
+    return checked
+
+
+def build_staged(
+    model_cls: type[ModelT],
+    filter_fn: FilterFn[ModelT],
+    variant: str,
+    pretrained: bool = False,
+    *,
+    stem_level: bool = True,
+    device: Any = None,
+    dtype: torch.dtype | None = None,
+    **kwargs: Any,
+) -> ModelT:
+    """Build a registered variant as timm does: weights, `num_classes`, `in_chans`, `features_only`.
+
+    Args:
+        model_cls: The family's class.
+        filter_fn: The family's `checkpoint_filter_fn(state_dict, model)`.
+        variant: Registered name.
+        pretrained: Load the weights that the variant's config names.
+        stem_level: Whether the stem is the pyramid's first level. `features_only` returns all levels by default:
+            clients take these for all that there are, and ask for them by position.
+        device: Where to build. It reaches every layer as the default device, so that no family hands it down.
+        dtype: Floating-point type of parameters and buffers.
+        **kwargs: Arguments of `timm.models.build_model_with_cfg` and of `model_cls`.
+
+    Raises:
+        ValueError: For `out_indices` of levels that there are not.
+    """
+    num_levels = 5 if stem_level else 4
+    if kwargs.get("features_only"):
+        check_levels(variant, num_levels, kwargs)
+    with torch.device(device) if device is not None else nullcontext():
+        model: ModelT = build_pinned(
+            model_cls,
+            variant,
+            pretrained,
+            pretrained_filter_fn=strict_filter(filter_fn, kwargs.get("pretrained_strict", True)),
+            # Nothing is flattened: no level is a bare sequence. But timm's hook wrapper, if it may rewrite, leaves out
+            # what comes after the last level, as its others do.
+            feature_cfg={"out_indices": tuple(range(num_levels)), "flatten_sequential": True},
+            **kwargs,
+        )
+    return model.to(dtype=dtype) if dtype is not None else model

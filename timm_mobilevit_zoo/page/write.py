@@ -1,0 +1,191 @@
+"""The page written: models, their maps and the runtime, each compared before it is kept."""
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_data_config
+from torch import Tensor, nn
+
+from timm_mobilevit_zoo import __version__
+from timm_mobilevit_zoo.common.extras import require
+from timm_mobilevit_zoo.common.files import digests
+from timm_mobilevit_zoo.common.images import images_in
+from timm_mobilevit_zoo.export import to_onnx
+from timm_mobilevit_zoo.export.format import INPUT, quiet
+from timm_mobilevit_zoo.export.formats import FORMATS
+from timm_mobilevit_zoo.export.task import TOLERANCE
+from timm_mobilevit_zoo.maps.drawing import KINDS, panels_of
+from timm_mobilevit_zoo.maps.recording import record
+from timm_mobilevit_zoo.models.loading import load
+from timm_mobilevit_zoo_cli.checks import INDEX, check
+
+from . import ortweb
+from .server import POLICY
+
+__all__ = ["page"]
+
+
+def page(
+    models: Sequence[str],
+    *,
+    output: str,
+    runtime: str = "",
+    fetch_runtime: bool = False,
+    images: str = "",
+    pretrained: bool = True,
+) -> dict[str, Any]:
+    """Write a static page that runs models in a browser: on photos and the camera, with attention maps, and timed.
+
+    Args:
+        models: Folders that train left, or names that timm creates with weights.
+        output: Folder to write; it must be new or empty.
+        runtime: ONNX Runtime Web: the file that `npm pack` left, or an unpacked folder.
+        fetch_runtime: Get ONNX Runtime Web with `npm pack`, about 32 MB.
+        images: Folder of images to compare the written models on too, beside random ones.
+        pretrained: Give names their weights; without, random ones, as they serve to measure time.
+
+    Returns:
+        What the page reads first: `models`, each with its `name`, `file`, `bytes`, `manifest` and `maps` (None without
+        recorded attention), the `runtime` with its `version` and `files`, and `versions`.
+
+    Raises:
+        ValueError: For arguments that cannot work, before any work, and for a file that computes something else.
+        FileNotFoundError: For an output without a folder around it, or a model or runtime that is not there.
+        ModuleNotFoundError: Without the extra `onnx`; it names the pip command.
+    """
+    check("page", dict(locals()))
+    target = Path(output)
+    if bool(runtime) == fetch_runtime:
+        raise ValueError(
+            f"runtime={runtime!r} must be the file or folder of onnxruntime-web {ortweb.VERSION} that "
+            f"`{ortweb.COMMAND}` gets; or leave it out, and fetch_runtime runs that command"
+        )
+    if images and not (Path(images).is_dir() and images_in(Path(images))):
+        raise ValueError(f"images={images!r} must be a folder with images in it")
+    for module in FORMATS["onnx"].modules:
+        require(module, FORMATS["onnx"].extra)
+    parts = None if fetch_runtime else ortweb.read(Path(runtime))
+    networks = {name: _load(model, pretrained) for name, model in zip(_names(models), models, strict=True)}
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
+        part = Path(scratch, "page")
+        shutil.copytree(Path(__file__).with_name("assets"), part)
+        html = part / "index.html"
+        html.write_text(html.read_text(encoding="utf-8").replace("{{policy}}", POLICY), encoding="utf-8")
+        for folder in (part / INDEX.parent, part / "runtime"):
+            folder.mkdir()
+        if parts is None:
+            parts = ortweb.fetch(Path(scratch))
+        for name, content in parts.items():
+            (part / "runtime" / name).write_bytes(content)
+        (part / "LICENSE.onnxruntime").replace(part / "runtime" / "LICENSE")
+        index = {
+            "models": [_write(name, network, part / INDEX.parent, images) for name, network in networks.items()],
+            "runtime": {"version": ortweb.VERSION, "files": {name: len(content) for name, content in parts.items()}},
+            "versions": {"timm_mobilevit_zoo": __version__, "timm": timm.__version__, "torch": torch.__version__},
+        }
+        (part / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+        if target.exists():
+            target.rmdir()
+        part.replace(target)
+    return index
+
+
+def _names(models: Sequence[str]) -> list[str]:
+    """Return names for files and readers: the last part of each model's, with a number where that is taken."""
+    names: list[str] = []
+    for model in models:
+        last = Path(model).resolve().name if Path(model).exists() else model.rpartition("/")[2]
+        name = first = re.sub(r"[^\w.-]+", "-", last, flags=re.ASCII).strip(".-") or "model"
+        while name in names:
+            name = f"{first}-{len([one for one in names if one.startswith(first)]) + 1}"
+        names.append(name)
+    return names
+
+
+def _load(model: str, pretrained: bool) -> Any:
+    """Return a network that the page can feed."""
+    if pretrained and timm.is_model(model) and not Path(model).exists():
+        known: Any = timm.get_pretrained_cfg(model)
+        if not known.has_weights:
+            raise ValueError(f"models: {model!r} has no published weights; --no-pretrained takes random ones")
+    network = load(model, pretrained=pretrained)
+    config = resolve_data_config({}, model=network)
+    can = {"interpolation": ("bicubic", "bilinear"), "crop_mode": ("center", "squash")}
+    for key, values in can.items():
+        if config[key] not in values:
+            raise ValueError(f"models: {model!r} has {key}={config[key]!r}; the page does {' and '.join(values)}")
+    channels = config["input_size"][0]
+    if channels not in (1, 3) or len(config["mean"]) != channels:
+        raise ValueError(f"models: {model!r} takes images of {channels} channels; the page has 3, or 1 of grey")
+    return network
+
+
+def _write(name: str, network: Any, folder: Path, images: str) -> dict[str, Any]:
+    """Write a network and its maps, and return what the page is told of them."""
+    file, maps = folder / f"{name}.onnx", folder / f"{name}.maps.onnx"
+    manifest = to_onnx(network, str(file), images=images)
+    x = torch.randn(2, 1, *manifest["input"]["shape"][1:], generator=torch.Generator().manual_seed(0))
+    return {
+        "name": name,
+        "file": file.name,
+        "bytes": manifest["files"][file.name]["bytes"],
+        "manifest": f"{file.name}.json",
+        "maps": _write_maps(network, x, maps),
+    }
+
+
+class _Maps(nn.Module):
+    """What there is to show of a network over an image: `(1, C, H, W)` to one `(H', W')` a layer."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.told: list[dict[str, Any]] = []
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        panels = [one for one in panels_of(self.network, x, record(self.network, x)) if one.kind != "matrix"]
+        self.told = [
+            {"output": f"map{i}", "title": one.title, "kind": one.kind, "text": KINDS[one.kind]}
+            | {"shape": [int(side) for side in one.values.shape]}
+            for i, one in enumerate(panels)
+        ]
+        return tuple(one.values for one in panels)
+
+
+def _write_maps(network: nn.Module, x: Tensor, path: Path) -> dict[str, Any] | None:
+    """Write the maps of a network for images like `x[0]` and compare them on `x[1]`; return None where it has none."""
+    shown = _Maps(network).eval()
+    try:
+        expected = shown(x[1])
+    except ValueError:  # no attention that is recorded
+        return None
+    told = shown.told
+    if not told:
+        return None
+    with quiet():
+        torch.onnx.export(
+            shown,
+            (x[0],),
+            str(path),
+            dynamo=False,
+            opset_version=17,
+            input_names=[INPUT],
+            output_names=[one["output"] for one in told],
+        )
+    session = require("onnxruntime", "onnx").InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    found = [torch.from_numpy(values) for values in session.run(None, {INPUT: x[1].numpy()})]
+    error = max(
+        float((a - b).abs().max() / b.abs().max().clamp(min=1e-12)) for a, b in zip(found, expected, strict=True)
+    )
+    if not error <= TOLERANCE:  # NaN is not
+        raise ValueError(f"onnx computes the maps of {path.name} wrongly: off by {error:.1e} of the largest value")
+    content = path.read_bytes()
+    digest = digests(content)["sha256"]
+    return {"file": path.name, "bytes": len(content), "sha256": digest, "error": error, "outputs": told}

@@ -1,0 +1,53 @@
+"""Classify images with a model that a training run left, or that timm can create with weights."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.data import resolve_data_config
+
+from timm_mobilevit_zoo.common.images import reader
+from timm_mobilevit_zoo_cli.checks import check
+
+__all__ = ["predict"]
+
+
+@torch.inference_mode()
+def predict(model: Any, images: Sequence[str], *, top: int = 5, batch_size: int = 64) -> list[dict[str, Any]]:
+    """Return the likeliest classes of each image.
+
+    Args:
+        model: What `load` returned.
+        images: Image files.
+        top: How many classes, at most.
+        batch_size: Images at a time.
+
+    Returns:
+        For each image its `image` path and `classes`, a list of `label`, `index` and `probability`, likeliest first;
+        for one that cannot be read `error` instead of `classes`.
+
+    Raises:
+        ValueError: For `top` or `batch_size` below 1.
+    """
+    check("predict", dict(locals()))
+    read = reader(resolve_data_config({}, model=model))
+    labels = model.pretrained_cfg.get("label_names") or range(model.num_classes)
+    results: list[dict[str, Any]] = []
+    for start in range(0, len(images), batch_size):
+        batch = []
+        for path in images[start : start + batch_size]:
+            results.append({"image": str(path)})
+            try:
+                batch.append((results[-1], read(path)))
+            except ValueError as error:
+                results[-1]["error"] = str(error)
+        if not batch:
+            continue
+        device = next(model.parameters()).device
+        logits = model(torch.stack([pixels for _, pixels in batch]).to(device)).float()
+        shares, indices = logits.softmax(1).topk(min(top, logits.shape[1]))
+        for (result, _), row, column in zip(batch, shares.tolist(), indices.tolist(), strict=True):
+            result["classes"] = [
+                {"label": str(labels[i]), "index": i, "probability": p} for p, i in zip(row, column, strict=True)
+            ]
+    return results

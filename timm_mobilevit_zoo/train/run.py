@@ -1,0 +1,337 @@
+"""A training run, cut along what it is: its arguments, its data, its network, its optimiser, its epochs, its folder.
+
+Every epoch begins with the random state that its number and the seed give, and a checkpoint closes it; so a run that
+was killed and resumed ends with the same weights as one that was not.
+"""
+
+import math
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from timm.data import Mixup, resolve_data_config
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset
+from tqdm import tqdm
+
+from timm_mobilevit_zoo.common.extras import require
+from timm_mobilevit_zoo_cli.checks import check
+
+from .data import folder_data, make_loader, named_data
+from .epoch import Epoch
+from .folder import check_disk, comparable, open_run, refuse_changes, save_folder, save_state, write_summary
+from .network import check_names, create_student, create_task, describe, grey
+
+__all__ = ["Run", "train"]
+
+
+def train(
+    data: str,
+    *,
+    model: str,
+    output: str = "",
+    dataset: str = "",
+    train_split: str = "train",
+    val_split: str = "validation",
+    dataset_download: bool = False,
+    num_classes: int | None = None,
+    val_fraction: float = 0.2,
+    on_broken: Literal["stop", "skip", "trust"] = "stop",
+    workers: int = 2,
+    img_size: int | None = None,
+    in_chans: int = 3,
+    crop_pct: float | None = None,
+    pretrained: bool = False,
+    checkpoint: str = "",
+    drop_rate: float | None = None,
+    drop_path_rate: float | None = None,
+    grad_checkpointing: bool = False,
+    channels_last: bool = True,
+    epochs: int = 30,
+    batch_size: int = 64,
+    grad_accum_steps: int = 1,
+    opt: str = "adamw",
+    lr: float = 1e-3,
+    weight_decay: float = 0.05,
+    layer_decay: float | None = None,
+    clip_grad: float | None = None,
+    sched: str = "cosine",
+    warmup_epochs: int = 3,
+    warmup_lr: float = 1e-6,
+    min_lr: float = 1e-6,
+    augment: bool = True,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (0.75, 4 / 3),
+    hflip: float = 0.5,
+    vflip: float = 0.0,
+    color_jitter: float = 0.4,
+    auto_augment: str = "",
+    reprob: float = 0.0,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+    smoothing: float = 0.1,
+    ema: bool = False,
+    ema_decay: float = 0.9998,
+    teacher: str = "",
+    distill: Literal["logit", "token", "feature"] = "logit",
+    temperature: float = 3.0,
+    alpha: float = 0.5,
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no",
+    cpu: bool = False,
+    seed: int = 42,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Train a model on a folder of images, or on a data set that timm names, and leave a folder that timm loads.
+
+    Args:
+        data: Image folder: one folder a class, or such folders under train and val; with a named data set, its root.
+        model: Registered name, or local-dir:FOLDER or hf-hub:REPOSITORY.
+        output: Folder of the run, new or empty unless the run is resumed; runs/MODEL where not given.
+        dataset: Name for timm's create_dataset, as torch/cifar10, hfds/NAME, wds/NAME; empty for an image folder.
+        train_split: Split to train on, of a named data set.
+        val_split: Split to validate on, of a named data set.
+        dataset_download: Let a named data set download itself.
+        num_classes: Number of classes, for a named data set that does not tell.
+        val_fraction: Share of each class held out where the folder has no validation split.
+        on_broken: Read all images of a folder first and stop, or leave out, if any is broken; or trust them unread.
+        workers: Processes that load images.
+        img_size: Side of the square input, in pixels; the model's own where not given.
+        in_chans: Image channels: 1 (grey) or 3.
+        crop_pct: Share of a validation image's side that is kept; the model's own where not given.
+        pretrained: Start from the weights that the name stands for; they may be downloaded.
+        checkpoint: Start from this weights file, the authors' or ours; a head of as many classes is kept.
+        drop_rate: Dropout before the classifier; the model's own where not given.
+        drop_path_rate: Stochastic depth; the model's own where not given.
+        grad_checkpointing: Recompute activations in the backward pass, to save memory.
+        channels_last: Keep the model and the images in channels-last layout, the faster one for these networks.
+        epochs: Passes over the training images.
+        batch_size: Images in one step of one process.
+        grad_accum_steps: Steps whose gradients are summed before an update.
+        opt: timm's name of the optimiser.
+        lr: Highest learning rate, as given: no scaling by batch size.
+        weight_decay: Weight decay, on weights but not on biases and norms.
+        layer_decay: Factor of the learning rate from one layer group to the one before; none where not given.
+        clip_grad: Largest norm of the gradient; no limit where not given.
+        sched: timm's name of the schedule, stepped at every update.
+        warmup_epochs: Epochs of linear warm-up.
+        warmup_lr: Learning rate that warm-up begins with.
+        min_lr: Learning rate that the schedule ends with.
+        augment: Augment the training images, as the next options say.
+        scale: Smallest and largest share of the image's area that a random crop keeps.
+        ratio: Smallest and largest aspect ratio of a random crop.
+        hflip: Probability of a horizontal flip.
+        vflip: Probability of a vertical flip.
+        color_jitter: Strength of colour jitter.
+        auto_augment: timm's policy, as rand-m9-mstd0.5-inc1; empty for none.
+        reprob: Probability of random erasing.
+        mixup: Alpha of mixup; 0 for none.
+        cutmix: Alpha of cutmix; 0 for none.
+        smoothing: Label smoothing.
+        ema: Average the weights over updates, validate and save the average.
+        ema_decay: Decay of that average, an update; it warms up.
+        teacher: Registered name (its pretrained weights may be downloaded) or folder of a trained model to learn from.
+        distill: What the student matches: the teacher's logits, by a second classifier, or its pooled features.
+        temperature: Temperature of the soft labels.
+        alpha: Weight of the teacher's loss; the labels' loss has 1 - alpha.
+        mixed_precision: Type of the arithmetic, as Accelerate names it.
+        cpu: Stay on the CPU where there is an accelerator.
+        seed: Seed of weights, order and augmentation.
+        resume: Continue the run in the output folder, with the same arguments; one without a whole epoch starts anew.
+
+    Returns:
+        The run's folder (`output`) and its best epoch's `epoch`, `val_loss`, `val_top1` and `val_top5` (percent).
+
+    Raises:
+        ValueError: For arguments or data that cannot work, before training; or a loss that is not finite.
+        FileNotFoundError: For a path that is not there.
+        ModuleNotFoundError: Without the extra `train`.
+    """
+    return Run(dict(locals())).train()
+
+
+class Run:
+    """One run, as the arguments of `train` say: its data, its network and task, its optimiser, its epochs.
+
+    Attributes:
+        options: The arguments.
+        out: The run's folder.
+        history: For each whole epoch what the table has of it.
+    """
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.options = options
+        self.accelerate = require("accelerate", "train")
+        require("matplotlib", "train")
+        check("train", options)
+        check_names(options, train)
+        self.accelerator = self._start()
+        self.out = Path(options["output"] or f"runs/{timm.models.safe_model_name(options['model'])}")
+        self.history: list[dict[str, float]] = []
+        self.state = open_run(self.out, options, self.accelerator)
+        self._read_data()
+        self.accelerate.utils.set_seed(options["seed"])
+        self._create_network()
+        self._create_optimizer()
+        if self.state:
+            self._resume(self.state)
+
+    def _start(self) -> Any:
+        """Return Accelerate's `Accelerator`."""
+        library, distributed = self.accelerate, torch.distributed
+        if not (distributed.is_available() and distributed.is_initialized()):
+            # An earlier run in this process has left its settings.
+            library.state.AcceleratorState._reset_state(reset_partial_state=True)
+            library.state.GradientState._reset_state()
+        return library.Accelerator(
+            cpu=self.options["cpu"],
+            mixed_precision=self.options["mixed_precision"],
+            gradient_accumulation_steps=self.options["grad_accum_steps"],
+            dataloader_config=library.DataLoaderConfiguration(use_seedable_sampler=True),
+        )
+
+    def _read_data(self) -> None:
+        options, accelerator = self.options, self.accelerator
+        named = options["dataset"]
+        self.train_set, self.val_set, self.labels = named_data(options) if named else folder_data(options, accelerator)
+        sets = self.train_set, self.val_set
+        self.decisive = comparable(options, self.labels, sets, accelerator.num_processes)
+        if self.state:
+            refuse_changes(self.state, self.decisive)
+        total = len(self.train_set) if hasattr(self.train_set, "__len__") else None
+        step = options["batch_size"] * accelerator.num_processes
+        if total is not None and total < step:
+            raise ValueError(
+                f"batch_size={options['batch_size']} means {step} images a step, but there are {total} to train on"
+            )
+
+    def _create_network(self) -> None:
+        """Create the network, what it is trained for told in its config, and the task around it."""
+        options, labels = self.options, self.labels
+        student = create_student(options, len(labels))
+        wanted = {key: options[key] for key in ("img_size", "in_chans", "crop_pct")}
+        self.config = resolve_data_config(wanted, model=student)
+        if options["in_chans"] == 1:
+            self.config |= grey(self.config)
+        describe(student, self.config, labels)
+        check_disk(self.out, student, options["ema"])
+        if options["grad_checkpointing"]:
+            student.set_grad_checkpointing(True)
+        if options["channels_last"]:
+            student.to(memory_format=torch.channels_last)
+        smoothing, self.mix = options["smoothing"], None
+        if options["mixup"] or options["cutmix"]:
+            self.mix = Mixup(options["mixup"], options["cutmix"], label_smoothing=smoothing, num_classes=len(labels))
+        criterion = SoftTargetCrossEntropy() if self.mix else LabelSmoothingCrossEntropy(smoothing)
+        self.task = create_task(student, criterion, labels, options)
+        if options["ema"]:
+            self.task.setup_ema(decay=options["ema_decay"], use_warmup=True)
+
+    def _create_optimizer(self) -> None:
+        """Create the optimiser, the loaders, and the schedule, which counts their batches."""
+        options, accelerator, task = self.options, self.accelerator, self.task
+        kept = ("opt", "lr", "weight_decay", "layer_decay")
+        optimizer = create_optimizer_v2(task.trainable_module, **{key: options[key] for key in kept})
+        self.train_loader = make_loader(self.train_set, self.config, options, is_training=True)
+        self.val_loader = make_loader(self.val_set, self.config, options, is_training=False)
+        if not isinstance(self.train_set, IterableDataset):  # timm's streaming readers share the work out themselves
+            self.train_loader, self.val_loader = accelerator.prepare(self.train_loader, self.val_loader)
+        task.to(accelerator.device)
+        task.trainable_module, self.optimizer = accelerator.prepare(task.trainable_module, optimizer)
+        self.updates = math.ceil(len(self.train_loader) / options["grad_accum_steps"])
+        kept = ("sched", "warmup_epochs", "warmup_lr", "min_lr")
+        self.scheduler, _ = create_scheduler_v2(
+            self.optimizer,
+            num_epochs=options["epochs"],
+            step_on_epochs=False,
+            updates_per_epoch=self.updates,
+            **{key: options[key] for key in kept},
+        )
+
+    def _resume(self, state: dict[str, Any]) -> None:
+        self.history = state["history"]
+        unwrap_model(self.task.trainable_module).load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.step_update(len(self.history) * self.updates)
+        if self.options["ema"]:
+            self.task.trainable_module_ema.load_state_dict(state["ema"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def train(self) -> dict[str, Any]:
+        """Train the epochs that are left, and return what `train` does."""
+        for epoch in range(len(self.history), self.options["epochs"]):
+            self.accelerate.utils.set_seed(self.options["seed"] + 1 + epoch, device_specific=True)
+            for loader in (self.train_loader, self.train_set):
+                if hasattr(loader, "set_epoch"):
+                    loader.set_epoch(epoch)
+            began = time.perf_counter()
+            row = {"epoch": epoch + 1, **Epoch(self, epoch).train(), **self._evaluate()}
+            row["seconds"] = round(time.perf_counter() - began, 2)
+            self.history.append(row)
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                self._write(row)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        best = self._best()
+        return {"output": str(self.out), **{key: best[key] for key in ("epoch", "val_loss", "val_top1", "val_top5")}}
+
+    def _best(self) -> dict[str, float]:
+        return max(self.history, key=lambda row: row["val_top1"])
+
+    @torch.no_grad()  # not inference_mode: older process groups write into what they gather
+    def _evaluate(self) -> dict[str, float]:
+        """Return loss and accuracy on the validation images, of the average where there is one."""
+        accelerator, task, ema = self.accelerator, self.task, self.options["ema"]
+        if ema and accelerator.num_processes > 1:  # each process has averaged its own BatchNorm statistics
+            for buffer in task.trainable_module_ema.buffers():
+                self.accelerate.utils.broadcast(buffer)
+        model = task.get_eval_model(ema=ema).eval()
+        rows: list[Tensor] = []
+        show = None if accelerator.is_local_main_process else True
+        for batch in tqdm(self.val_loader, desc="validation", unit="batch", disable=show, leave=False):
+            images, target = self.moved(batch)
+            with accelerator.autocast():
+                logits = model(images).float()
+            top5 = logits.topk(min(5, logits.shape[1])).indices == target[:, None]
+            loss = nn.functional.cross_entropy(logits, target, reduction="none")
+            rows.append(accelerator.gather_for_metrics(torch.stack([loss, top5[:, 0], top5.any(1)], dim=1)))
+        loss, top1, top5_share = torch.cat(rows).cpu().double().mean(0).tolist()
+        return {"val_loss": loss, "val_top1": 100 * top1, "val_top5": 100 * top5_share}
+
+    def moved(self, batch: Any, mix: Mixup | None = None) -> tuple[Tensor, Tensor]:
+        """Return images and labels on the device, mixed where that is asked, the images laid out as the network is."""
+        images, target = (tensor.to(self.accelerator.device) for tensor in batch)
+        if mix is not None:
+            images, target = mix(images, target)
+        if self.options["channels_last"]:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return images, target
+
+    def _write(self, row: dict[str, float]) -> None:
+        """Tell of the epoch that has ended, and write what the folder has of it."""
+        task, accelerator, best, ema = self.task, self.accelerator, self._best(), self.options["ema"]
+        tqdm.write(
+            f"epoch {row['epoch']}/{self.options['epochs']}  loss {row['train_loss']:.4f}  "
+            f"val loss {row['val_loss']:.4f}  val top-1 {row['val_top1']:.2f}%  best {best['val_top1']:.2f}%  "
+            f"{row['images_per_s']:.0f} images/s  {row['seconds']:.1f} s"
+        )
+        if best is row:
+            save_folder(unwrap_model(task.get_eval_model(ema=ema)), self.out, self.labels)
+        write_summary(self.out, self.history)
+        snapshot = {
+            "options": self.decisive,
+            "history": self.history,
+            "model": unwrap_model(task.trainable_module).state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": task.trainable_module_ema.state_dict() if ema else None,
+            "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+        }
+        save_state(self.out, snapshot)

@@ -1,0 +1,277 @@
+"""What can be wrong with arguments and needs no torch to be known: numbers, files, folders.
+
+The functions of the package make these checks first, and so does the command line, before it imports the package. Each
+takes a function's arguments by name, and raises `ValueError` or `FileNotFoundError`, naming argument, value and what
+would be right.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .licences import CARD_WORDS, check_card
+
+__all__ = [
+    "INDEX",
+    "LEAST_ROUNDS",
+    "check",
+    "check_free",
+    "check_port",
+    "is_folder",
+    "need_page",
+    "new_folder",
+    "weights_folder",
+]
+
+Options = Mapping[str, Any]
+
+INDEX = Path("models", "index.json")  # what a page reads first
+LEAST_ROUNDS = 5  # of a comparison: quartiles of fewer say nothing
+
+
+def check_free(name: str, path: Path, overwrite: bool) -> None:
+    """Refuse a path that cannot be written to, or that is taken.
+
+    Args:
+        name: What the argument is called in messages.
+        path: The file to write.
+        overwrite: A file that exists may be replaced.
+
+    Raises:
+        FileNotFoundError: Where its folder is not there.
+        ValueError: Where it is.
+    """
+    told = f"{name}={str(path)!r}"
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{told} needs a folder that exists; {str(path.parent)!r} does not")
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise ValueError(f"{told} exists; choose another" + ("" if path.is_dir() else ", or overwrite it"))
+
+
+def new_folder(folder: Any, argument: str) -> Path:
+    """Return the path of a folder that is to appear, which must be new or empty and not the current one."""
+    if not isinstance(folder, (str, Path)) or not str(folder) or "\0" in str(folder):
+        raise ValueError(f"{argument}={folder!r} must be the path of a folder, new or empty")
+    target = Path(os.path.abspath(folder))
+    if os.path.lexists(target) and (target.is_symlink() or not target.is_dir()):
+        raise ValueError(f"{argument}={str(folder)!r} holds something that is no folder; choose a new one")
+    if target == Path.cwd():
+        raise ValueError(f"{argument}={str(folder)!r} is the current folder; choose a new one")
+    if target.is_dir() and any(target.iterdir()):
+        raise ValueError(f"{argument}={str(folder)!r} holds something; choose a new one")
+    return target
+
+
+def is_folder(model: str) -> bool:
+    """Tell whether a model is a folder with weights, and not a name.
+
+    Raises:
+        FileNotFoundError: For what looks like a folder but holds no `config.json`.
+    """
+    folder = Path(model)
+    if (folder / "config.json").is_file():
+        return True
+    if folder.exists() or "/" in model.partition(":")[0]:
+        raise FileNotFoundError(f"model={model!r} is no folder with a config.json and weights")
+    return False
+
+
+def weights_folder(folder: str | Path) -> None:
+    """Refuse what is no folder, or lacks one of the two files that weights consist of."""
+    path = Path(folder)
+    if not path.is_dir():
+        raise ValueError(f"{folder} is not a folder")
+    for name in ("config.json", "model.safetensors"):
+        if not (path / name).is_file():
+            is_there = os.path.lexists(path / name)
+            raise ValueError(f"{name} is no regular file" if is_there else f"{name} is missing in {folder}")
+
+
+def check_port(port: int) -> None:
+    """Refuse a number that no port has."""
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port={port} must be from 0 to 65535")
+
+
+def need_page(folder: str) -> None:
+    """Refuse a folder that holds no page."""
+    if not Path(folder, INDEX).is_file():
+        raise ValueError(f"folder={folder!r} must be a page that this command wrote; it has no {INDEX}")
+
+
+def _need(options: Options, names: Iterable[str], holds: Callable[[Any], bool], right: str) -> None:
+    """Refuse those arguments that are given, not None, and do not hold."""
+    for name in names:
+        if options[name] is not None and not holds(options[name]):
+            raise ValueError(f"{name}={options[name]} {right}")
+
+
+def _need_file(options: Options, names: Iterable[str], told: str = "is no file") -> None:
+    for name in names:
+        if options[name] and not Path(options[name]).is_file():
+            raise FileNotFoundError(f"{name}={options[name]!r} {told}")
+
+
+def _need_images(options: Options, names: Iterable[str]) -> None:
+    for name in names:
+        if options[name] and not Path(options[name]).is_dir():
+            raise ValueError(f"{name}={options[name]!r} must be a folder with images in it")
+
+
+def _train(options: Options) -> None:
+    if not options["dataset"] and not Path(options["data"]).is_dir():
+        raise FileNotFoundError(f"data={options['data']!r} is not a folder")
+    _need_file(options, ("checkpoint",), "is not a file")
+    _need(options, ("epochs", "batch_size", "grad_accum_steps", "img_size"), lambda n: n >= 1, "must be at least 1")
+    shares = ("alpha", "smoothing", "hflip", "vflip", "reprob")
+    _need(options, shares, lambda share: 0 <= share <= 1, "must lie in 0..1")
+    _need(options, ("val_fraction", "ema_decay"), lambda share: 0 < share < 1, "must lie between 0 and 1")
+    _need(options, ("lr", "temperature", "clip_grad"), lambda value: not value <= 0, "must be above 0")
+    counts = ("mixup", "cutmix", "weight_decay", "workers", "warmup_epochs")
+    _need(options, counts, lambda value: not value < 0, "must be at least 0")
+    _need(options, ("crop_pct",), lambda share: 0 < share <= 1, "must be above 0 and at most 1")
+    two = "must be two {} above 0{}, the smaller first"
+    _need(options, ("scale",), lambda pair: 0 < pair[0] <= pair[1] <= 1, two.format("shares", " and up to 1"))
+    _need(options, ("ratio",), lambda pair: 0 < pair[0] <= pair[1], two.format("ratios", ""))
+    if options["num_classes"] is not None and not options["dataset"]:
+        raise ValueError(
+            f"num_classes={options['num_classes']} is for a named data set; a folder's classes are counted"
+        )
+    if options["sched"] == "plateau":
+        raise ValueError("sched='plateau' does not step at updates; choose cosine, tanh, step, multistep, poly or none")
+    _need(options, ("in_chans",), lambda chans: chans in (1, 3), "must be 1 (grey) or 3 (RGB)")
+    if options["warmup_epochs"] >= options["epochs"] > 1 and options["warmup_epochs"] > 0:
+        raise ValueError(f"warmup_epochs={options['warmup_epochs']} must be below epochs={options['epochs']}")
+    if (options["mixup"] or options["cutmix"]) and options["batch_size"] % 2:
+        raise ValueError(f"batch_size={options['batch_size']} must be even for mixup and cutmix")
+    teacher = Path(options["teacher"])
+    if options["teacher"] and teacher.is_dir() and not (teacher / "config.json").is_file():
+        raise FileNotFoundError(f"teacher={str(teacher)!r} is no folder that train left: it holds no config.json")
+
+
+def _predict(options: Options) -> None:
+    if isinstance(options["model"], str):  # from Python it is the network
+        is_folder(options["model"])
+    if options["top"] < 1 or options["batch_size"] < 1:
+        raise ValueError(f"top={options['top']} and batch_size={options['batch_size']} must be at least 1")
+
+
+def _maps(options: Options) -> None:
+    model, checkpoint = options["model"], options["checkpoint"]
+    check_free("output", Path(options["output"]), options["overwrite"])
+    _need_file(options, ("image", "checkpoint"))
+    _need(options, ("img_size",), lambda side: side >= 1, "must be at least 1")
+    folder = (Path(model.removeprefix("local-dir:")) / "config.json").is_file()
+    if checkpoint and (options["pretrained"] or folder):
+        raise ValueError(f"checkpoint={checkpoint!r} must be the only weights, without a folder's or pretrained ones")
+    if ":" in model and not (folder or options["pretrained"]):
+        raise ValueError(f"model={model!r} has weights elsewhere; ask for them with pretrained")
+    if not folder:
+        is_folder(model)
+
+
+def _convert(options: Options) -> None:
+    check_card({name: options[name] for name in CARD_WORDS if options[name]})
+    if not Path(options["checkpoint"]).is_file():
+        raise FileNotFoundError(f"checkpoint={str(options['checkpoint'])!r} is no file")
+    new_folder(options["output"], "folder")
+
+
+def _pull(options: Options) -> None:
+    if options["output"]:
+        new_folder(options["output"], "output")
+
+
+def _export(options: Options) -> None:
+    _need(options, ("size",), _is_size, "must be height and width in pixels, whole numbers from 1")
+    _need(options, ("tolerance",), lambda value: value > 0, "must be above 0")
+    _need_images(options, ("images", "int8"))
+    check_free("output", Path(options["output"]), options["overwrite"])
+    if isinstance(options.get("model"), str):
+        is_folder(options["model"])
+
+
+def _is_size(size: Any) -> bool:
+    return len(size) == 2 and all(isinstance(side, int) and side >= 1 for side in size)
+
+
+def _bench(options: Options) -> None:
+    if not options["names"]:
+        raise ValueError("names is empty")
+    for key in ("batch_size", "img_size", "threads"):
+        if any(value < 1 for value in options[key]):
+            raise ValueError(f"{key}={' '.join(map(str, options[key]))} must be at least 1 each")
+    for key in ("backend", "mode", "batch_size", "img_size", "dtype", "memory_format"):
+        if not options[key]:
+            raise ValueError(f"{key} is empty")
+    _need(
+        options,
+        ("rounds",),
+        lambda count: count >= LEAST_ROUNDS,
+        f"must be at least {LEAST_ROUNDS}, or quartiles say nothing",
+    )
+    _need(options, ("seconds",), lambda value: value > 0, "must be above 0")
+    for key in ("output", "plot"):
+        if options[key]:
+            check_free(key, Path(options[key]), options["overwrite"])
+
+
+def _page(options: Options) -> None:
+    output, models, serves = options["output"], options["models"], options.get("serve", False)
+    if options.get("port") and not serves:
+        raise ValueError("--port goes with --serve")
+    check_port(options.get("port", 0))
+    if serves and not models:
+        need_page(output)
+        return
+    if not models or isinstance(models, str):
+        raise ValueError(f"models={models!r} must be a list of at least one model")
+    target = Path(output)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"output={output!r} needs a folder that exists; {str(target.parent)!r} does not")
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise ValueError(f"output={output!r} must be a new or empty folder")
+    _need_images(options, ("images",))
+
+
+def _demo(options: Options) -> None:
+    root = Path(options["output"])
+    if root.exists() and any(root.iterdir()):
+        raise ValueError(
+            f"output={options['output']!r} holds something, an earlier demo perhaps; remove it or choose another"
+        )
+
+
+def _folder(options: Options) -> None:
+    weights_folder(options["folder"])
+
+
+_CHECKS: dict[str, Callable[[Options], None]] = {
+    "train": _train,
+    "predict": _predict,
+    "maps": _maps,
+    "check": _folder,
+    "convert": _convert,
+    "push": _folder,
+    "pull": _pull,
+    "export": _export,
+    "bench": _bench,
+    "page": _page,
+    "demo": _demo,
+}
+
+
+def check(command: str, options: Options) -> None:
+    """Refuse what a command's arguments alone are wrong about.
+
+    Args:
+        command: Its name.
+        options: Arguments of its function, by name.
+
+    Raises:
+        ValueError: For a value that cannot be right.
+        FileNotFoundError: For a path that is not there.
+    """
+    if command in _CHECKS:
+        _CHECKS[command](options)

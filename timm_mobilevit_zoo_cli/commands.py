@@ -1,0 +1,188 @@
+"""What each command does, and what it says of it. Only here is the package imported, once the words are right."""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from .parser import parser
+
+__all__ = ["COMMANDS"]
+
+
+def _train(**args: Any) -> int:
+    from timm_mobilevit_zoo.train import train
+
+    best = train(**args)
+    _say(f"best epoch {best['epoch']:.0f}: top-1 {best['val_top1']:.2f}%, loss {best['val_loss']:.4f}")
+    _say(f"load it with timm.create_model('local-dir:{best['output']}', pretrained=True)")
+    return 0
+
+
+def _predict(model: str, images: list[str], as_json: bool, **args: Any) -> int:
+    from timm_mobilevit_zoo.models.loading import load
+    from timm_mobilevit_zoo.train.predict import predict
+
+    results = predict(load(model), images, **args)
+    if as_json:
+        for line in json.dumps(results, indent=2).splitlines():
+            _say(line)
+    else:
+        for result in results:
+            classes = result.get("classes", ())
+            found = "  ".join(f"{entry['label']} {100 * entry['probability']:.1f}%" for entry in classes)
+            _say(f"{result['image']}: {found}" if found else result["error"])
+    return 1 if any("error" in result for result in results) else 0
+
+
+def _maps(**args: Any) -> int:
+    from timm_mobilevit_zoo.maps import draw_file
+
+    draw_file(**args)
+    return 0
+
+
+def _check(folder: str) -> int:
+    from timm_mobilevit_zoo.hub import check
+
+    return _tell(folder, check(folder))
+
+
+def _convert(push: str, yes: bool, private: bool, **args: Any) -> int:
+    from timm_mobilevit_zoo.hub.convert import convert
+
+    if push:
+        from timm_mobilevit_zoo.hub.remote import check_repo_id
+
+        check_repo_id(push)  # before the work
+    elif yes or not private:
+        raise ValueError("--yes and --no-private go with --push OWNER/NAME")
+    found = convert(**args)
+    _say(f"wrote {args['output']}: {found['architecture']}, {found['num_classes']} classes, bit for bit")
+    if not push:
+        return 0
+    hint = f"timm-mobilevit-zoo push {shlex.join([args['output'], push])} {'' if private else '--no-private '}--yes"
+    return _push(folder=args["output"], repo_id=push, yes=yes, private=private, hint=hint)
+
+
+def _pull(**args: Any) -> int:
+    from timm_mobilevit_zoo.hub import pull
+
+    found = pull(**args)
+    return _tell(found["path"], found)
+
+
+def _tell(folder: str, found: Mapping[str, Any]) -> int:
+    _say(f"{folder}: {found['architecture']}, {found['num_classes']} classes, {found['params']:,} parameters")
+    if "revision" in found:
+        _say(f"revision {found['revision']}")
+    for name, digest in found["sha256"].items():
+        _say(f"{name} sha256 {digest}")
+    return 0
+
+
+def _push(yes: bool, hint: str = "--yes", **args: Any) -> int:
+    from timm_mobilevit_zoo.hub import push
+
+    found = push(**args, dry_run=not yes)
+    what = "private" if found["private"] else "public"
+    what += " repository" if found["exists"] else " repository, new"
+    _say(f"{found['repo_id']} ({what}) on {found['endpoint']} as {found['account']}, branch {found['branch']}")
+    for name, file in found["files"].items():
+        _say(f"  {file['state']:8}{name}, {file['size']:,} bytes, sha256 {file['sha256']}")
+    for name in found["delete"]:
+        _say(f"  {'deleted' if yes else 'delete':8}{name}")
+    if not yes:
+        _say(f"nothing was changed; {hint} pushes")
+    elif found["revision"] == found["parent"]:
+        _say(f"nothing to push: revision {found['revision']}")
+    else:
+        _say(f"pushed: revision {found['revision']}")
+    return 0
+
+
+def _bench(**args: Any) -> int:
+    sys.path.append(os.getcwd())  # for module:function; a console script's path has no working folder
+    from timm_mobilevit_zoo.bench import bench, table
+
+    rows = bench(**args)
+    for line in table(rows).splitlines():
+        _say(line)
+    return 1 if any(row["error"] for row in rows) else 0
+
+
+def _export(**args: Any) -> int:
+    from timm_mobilevit_zoo.export import export
+
+    found = export(**args)
+    for name, file in found["files"].items():
+        _say(f"{name}: {file['bytes'] / 2**20:.1f} MiB, sha256 {file['sha256']}")
+    for kind, check in (found["checks"] or {}).items():
+        share = f"{100 * check['top1']:.1f}% the same class"
+        off = f"{check['error']:.1e} of the logits' deviation" + f", {check['rms']:.1e} on average" * ("int8" in found)
+        _say(f"{check['images']} {kind} images: off by {off}, {share}")
+        if "accuracy" in check:
+            before, after = (100 * check["accuracy"][of] for of in ("eager", "file"))
+            _say(f"accuracy on these: {before:.2f}% before, {after:.2f}% in the file")
+    if "int8" in found:
+        for layer in found["int8"]["layers"][:5]:
+            _say(f"{layer['name']}: off by {100 * layer['error']:.1f}%")
+    if not found["checks"]:
+        _say(f"nothing here runs {found['format']}: the file was not compared with eager mode")
+    return 0
+
+
+def _page(serve: bool, port: int, models: Sequence[str], **args: Any) -> int:
+    from timm_mobilevit_zoo import page
+
+    if models or not serve:
+        found = page.page(models, **args)
+        for model in found["models"]:
+            maps = f"{len(model['maps']['outputs'])} maps" if model["maps"] else "no attention that is recorded"
+            _say(f"{args['output']}: {model['name']}, {model['bytes'] / 2**20:.1f} MiB, {maps}")
+    if serve:
+        page.serve(args["output"], port=port)
+    return 0
+
+
+def _demo(**args: Any) -> int:
+    from timm_mobilevit_zoo.train.demo import demo
+
+    demo(**args)
+    return 0
+
+
+def _completion(shell: str) -> int:
+    try:
+        import shtab
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "shtab is not installed: pip install 'timm-mobilevit-zoo[completion]'", name="shtab"
+        ) from None
+    sys.stdout.write(shtab.complete(parser(), shell) + "\n")
+    return 0
+
+
+def _say(line: str) -> None:
+    """Print a line, of which a stranger may have written a part."""
+    from timm_mobilevit_zoo.common.text import printable
+
+    sys.stdout.write(printable(line) + "\n")
+
+
+COMMANDS: dict[str, Callable[..., int]] = {
+    "train": _train,
+    "predict": _predict,
+    "maps": _maps,
+    "check": _check,
+    "convert": _convert,
+    "push": _push,
+    "pull": _pull,
+    "export": _export,
+    "bench": _bench,
+    "page": _page,
+    "demo": _demo,
+    "completion": _completion,
+}

@@ -1,0 +1,63 @@
+"""What may go into a model card, a licence above all."""
+
+import math
+import re
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+__all__ = ["CARD_WORDS", "LICENSES", "check_card"]
+
+SLUG = "[a-z0-9][a-z0-9.-]*"
+# The Hub's identifiers, but for those of a single model.
+_LICENSES = """
+    afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear
+    bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0
+    cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0
+    cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0 creativeml-openrail-m ecl-2.0 epl-1.0 epl-2.0 etalab-2.0
+    eupl-1.1 gfdl gpl gpl-2.0 gpl-3.0 h-research intel-research isc lgpl lgpl-2.1 lgpl-3.0 mit mpl-2.0 ms-pl ncsa odbl
+    odc-by ofl-1.1 openrail openrail++ osl-3.0 other pddl postgresql unlicense wtfpl zlib
+"""
+LICENSES = tuple(_LICENSES.split())
+CARD_WORDS = ("license", "license_name", "license_link", "dataset", "source", "description")  # that `convert` takes
+CARD_ENTRIES = {
+    "citation",
+    "dataset",
+    "description",
+    "license",
+    "license_link",
+    "license_name",
+    "metrics",
+    "source",
+    "tags",
+}
+
+
+def check_card(card: Mapping[str, Any]) -> None:
+    """Refuse a card without a licence, with entries that there are not, or with values of another kind."""
+    if not isinstance(card, Mapping):
+        raise ValueError(f"card={card!r} must be a mapping, at least {{'license': 'mit'}} or another licence")
+    unknown = sorted(map(str, card.keys() - CARD_ENTRIES))
+    if unknown:
+        raise ValueError(f"card has no entry {', '.join(unknown)}; it may have {', '.join(sorted(CARD_ENTRIES))}")
+    if card.get("license") not in LICENSES:
+        raise ValueError(f"card['license']={card.get('license')!r} must be one of {', '.join(LICENSES)}")
+    if card["license"] == "other" and not (card.get("license_name") and card.get("license_link")):
+        raise ValueError("card['license']='other' needs license_name and license_link")
+    if not re.fullmatch(SLUG, card.get("license_name") or "x"):
+        raise ValueError(
+            f"card['license_name']={card['license_name']!r} must be a name as 'my-license-1.0', for the Hub"
+        )
+    for key in sorted(card.keys() - {"metrics", "tags"}):
+        if not isinstance(card[key], str):
+            raise ValueError(f"card[{key!r}]={card[key]!r} must be text")
+    metrics, tags = card.get("metrics", {}), card.get("tags", ())
+    if not isinstance(metrics, Mapping) or not all(isinstance(key, str) and _finite(metrics[key]) for key in metrics):
+        raise ValueError(f"card['metrics']={metrics!r} must give a finite number for each name")
+    listed = isinstance(tags, (list, tuple)) and all(isinstance(tag, str) for tag in tags)
+    if not listed or "transformers" in tags:
+        raise ValueError(f"card['tags']={tags!r} must be a list of names, without 'transformers': the Hub goes by it")
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
