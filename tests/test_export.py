@@ -15,7 +15,7 @@ from zoo import FIXED, create, every_first, every_staged_first, own_image
 
 from timm_mobilevit_zoo import cli, export
 from timm_mobilevit_zoo.export import formats, plain, rewrite
-from timm_mobilevit_zoo.models import layers
+from timm_mobilevit_zoo.models import traits
 from timm_mobilevit_zoo.models.probe import seed_weights
 
 SIZE = (64, 96)
@@ -81,7 +81,7 @@ def test_the_portable_form_is_equal(name):
     network, x = seeded(name), own_image(name, batch=1)
     form = rewrite.portable(network)
     norms = [module for module in form.modules() if isinstance(module, (nn.GroupNorm, nn.LayerNorm))]
-    assert not [norm for norm in norms if type(norm) in layers._forms["portable"]]
+    assert not [norm for norm in norms if type(norm) in traits._forms["portable"]]
     torch.testing.assert_close(form(x), network(x), rtol=1e-4, atol=1e-5 * float(network(x).abs().max()))
 
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 from zoo import KINDS, create, interruptible
 
-from timm_mobilevit_zoo import cli, export
+from timm_mobilevit_zoo import cli
 from timm_mobilevit_zoo.maps.drawing import panels_of
 from timm_mobilevit_zoo.maps.recording import record
 from timm_mobilevit_zoo.models.probe import seed_weights

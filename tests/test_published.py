@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -62,9 +61,7 @@ def fetched(name, folders, monkeypatch, tmp_path):
         calls.append(cache_dir)
         return folders / name
 
-    remote = types.ModuleType("timm_mobilevit_zoo._remote")
-    remote.fetch = fetch
-    monkeypatch.setitem(sys.modules, "timm_mobilevit_zoo._remote", remote)
+    monkeypatch.setattr(pins, "_fetchers", [fetch])
     return calls
 
 
@@ -242,11 +239,11 @@ def test_a_package_with_published_weights(folders, tmp_path, layout):
         file, config = hub_config(name, folders / name)
         (configs / file).write_text(json.dumps(config))
         by_digest[config["hub"]["sha256"]["model.safetensors"]] = str(folders / name)
-    (package / "_remote.py").write_text(
-        "from pathlib import Path\n"
-        "def fetch(repo_id, revision, sha256, *, cache_dir=None):\n"
-        f"    return Path({by_digest!r}[sha256['model.safetensors']])\n"
-    )
+    with (package / "hub" / "remote.py").open("a") as remote:
+        remote.write(
+            "\n@fetched_by\ndef fetch_here(repo_id, revision, sha256, *, cache_dir=None):\n"
+            f"    return Path({by_digest!r}[sha256['model.safetensors']])\n"
+        )
     done = subprocess.run(
         [sys.executable, "-c", FRESH, json.dumps([str(folders), KINDS]), str(tmp_path)],
         capture_output=True,

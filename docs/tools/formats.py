@@ -20,8 +20,8 @@ import timm
 
 from timm_mobilevit_zoo import export
 from timm_mobilevit_zoo.export import formats
+from timm_mobilevit_zoo.models.names import our_models
 from timm_mobilevit_zoo.models.probe import seed_weights
-from timm_mobilevit_zoo.models.registry import our_models
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, FOLDER = ROOT / "docs/export.md", ROOT / "docs/formats"

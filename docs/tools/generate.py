@@ -18,9 +18,9 @@ import timm
 import torch
 
 from timm_mobilevit_zoo.hub.checks import hub_probe
+from timm_mobilevit_zoo.models.names import our_models
 from timm_mobilevit_zoo.models.pins import HUB_CONFIGS, HubConfig, read_configs
 from timm_mobilevit_zoo.models.probe import SEED, gmacs, matches, probe, seed_weights
-from timm_mobilevit_zoo.models.registry import our_models
 
 __all__ = ["check", "expected_files", "variants", "write"]
 

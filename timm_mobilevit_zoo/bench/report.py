@@ -8,8 +8,8 @@ from typing import Any
 import timm
 
 from timm_mobilevit_zoo.common.extras import require
+from timm_mobilevit_zoo.models.names import PREFIX
 from timm_mobilevit_zoo.models.pins import package_configs
-from timm_mobilevit_zoo.models.registry import PREFIX
 
 from .runners import Candidate, Setting
 

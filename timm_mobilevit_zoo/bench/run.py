@@ -321,6 +321,7 @@ def _facts(device: torch.device, backends: Iterable[str]) -> dict[str, Any]:
 
 
 def cpu_name() -> str:
+    """Return what the processor calls itself."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     told = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -134,5 +134,6 @@ def _digest(path: Path) -> dict[str, Any]:
 
 
 def versions_of(about: Format) -> dict[str, str]:
+    """Return the versions of all that wrote a file."""
     found = {"timm_mobilevit_zoo": __version__, "timm": version("timm"), "torch": version("torch")}
     return found | {name: version(name) for name in about.modules}

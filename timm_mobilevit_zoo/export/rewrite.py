@@ -1,7 +1,7 @@
 """Put a network into the form that phones' runtimes take whole: same outputs, plainer layers.
 
 Runtimes hand parts of a network to a fast library of theirs and compute the rest one operation at a time. What a layer
-is for them, it says beside its class (`models.layers.form_of`); here is which of them asks for what.
+is for them, it says beside its class (`models.traits.form_of`); here is which of them asks for what.
 """
 
 import copy
@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
 from timm_mobilevit_zoo.fusion import fuse
-from timm_mobilevit_zoo.models.layers import formed
+from timm_mobilevit_zoo.models.traits import formed
 
 __all__ = ["PooledSlices", "portable", "simplified", "split", "transposeless"]
 

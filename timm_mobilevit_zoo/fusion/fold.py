@@ -12,7 +12,7 @@ from timm.models import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from timm_mobilevit_zoo.models.layers import formed, scale_of, scaled, torch_type
+from timm_mobilevit_zoo.models.traits import formed, scale_of, scaled, torch_type
 
 from .prepack import ACTIVATIONS, check_prepack, packed
 
@@ -35,7 +35,7 @@ _NOTHING = (
 def fuse(model: nn.Module, *, prepack: bool = False) -> nn.Module:
     """Return a copy for inference in which every norm and scale that can be is folded into a convolution or linear.
 
-    What is folded: what layers say of themselves (`models.layers`: branches that are one convolution in evaluation, or
+    What is folded: what layers say of themselves (`models.traits`: branches that are one convolution in evaluation, or
     scales, as in CloFormer's gate), a BatchNorm behind a convolution, or behind a linear layer whose channels are then
     moved to where a map has them (the algebra is `torch.nn.utils.fusion`'s), a BatchNorm in front of a convolution
     without padding in the same block, and a layer scale. Outputs and feature levels are equal up to

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timm_mobilevit_zoo.models.layers import torch_type
+from timm_mobilevit_zoo.models.traits import torch_type
 
 __all__ = ["ACTIVATIONS", "check_prepack", "packed"]
 

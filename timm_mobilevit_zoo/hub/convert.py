@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from timm_mobilevit_zoo.models.loading import create, head_of, translate
-from timm_mobilevit_zoo.models.registry import our_models
+from timm_mobilevit_zoo.models.names import our_models
 from timm_mobilevit_zoo_cli.checks import check
 from timm_mobilevit_zoo_cli.licences import CARD_WORDS
 

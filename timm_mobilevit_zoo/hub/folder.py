@@ -13,9 +13,9 @@ from timm.models import save_for_hf
 from torch import nn
 
 from timm_mobilevit_zoo.common.files import appearing, digests
+from timm_mobilevit_zoo.models.names import our_models, own_name
 from timm_mobilevit_zoo.models.pins import CONFIG, WEIGHTS, package_configs
 from timm_mobilevit_zoo.models.probe import SEED, affordable, gmacs, probe
-from timm_mobilevit_zoo.models.registry import our_models, own_name
 from timm_mobilevit_zoo_cli.checks import new_folder
 from timm_mobilevit_zoo_cli.licences import check_card
 

@@ -1,6 +1,6 @@
 """Where on an image it lies what a layer attends to.
 
-Networks lay a map out as tokens in their own ways, which the layers say of themselves (`models.layers.keys_of`). Only a
+Networks lay a map out as tokens in their own ways, which the layers say of themselves (`models.traits.keys_of`). Only a
 ViT does it for the whole network: `find_vit` knows it.
 
 Shapes: B images, B' = B * groups (windows of Swin, in-patch positions of MobileViT), h heads, Q queries, K keys.
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from timm_mobilevit_zoo.models.layers import Keys, keys_at
+from timm_mobilevit_zoo.models.traits import Keys, keys_at
 
 from .recording import Layer
 

@@ -14,7 +14,7 @@ import torch
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from timm_mobilevit_zoo.models.layers import keys_at
+from timm_mobilevit_zoo.models.traits import keys_at
 
 __all__ = ["Layer", "record", "unwrap"]
 

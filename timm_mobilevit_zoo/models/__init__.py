@@ -11,6 +11,6 @@ from . import mobilevitv3 as mobilevitv3
 from . import swin32 as swin32
 from . import timm_layers as timm_layers
 from . import vit32 as vit32
-from .registry import warn_of_taken
+from .names import warn_of_taken
 
 warn_of_taken()

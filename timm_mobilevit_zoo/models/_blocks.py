@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from .layers import like
+from .traits import like
 
 __all__ = ["DepthwiseConv2d", "every", "fold", "is_exporting", "unfold"]
 

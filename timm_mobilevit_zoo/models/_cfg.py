@@ -6,8 +6,8 @@ from typing import Any
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import generate_default_cfgs
 
+from .names import register_model
 from .pins import pins
-from .registry import register_model
 
 __all__ = ["imagenet_cfg", "pinned_default_cfgs", "register_model"]
 

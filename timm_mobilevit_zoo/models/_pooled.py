@@ -10,7 +10,7 @@ from timm.layers import use_fused_attn
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from .layers import Keys, form_of, keys_of, parts, pooled_keys, scaled
+from .traits import Keys, form_of, keys_of, parts, pooled_keys, scaled
 
 __all__ = ["PartialAvgPool2d", "PooledAttention"]
 

@@ -35,7 +35,7 @@ from ._build import build_staged
 from ._cfg import imagenet_cfg, pinned_default_cfgs, register_model
 from ._pooled import PooledAttention
 from ._staged import Stage, StagedModel
-from .layers import scales_by
+from .traits import scales_by
 
 __all__ = ["CloAttention", "CloFormer"]
 
@@ -66,10 +66,8 @@ class AttnConv(nn.Module):
         dilation: int,
         scale: float,
         gate_drop: float,
-        device: Any,
-        dtype: Any,
+        dd: Any,
     ) -> None:
-        dd = {"device": device, "dtype": dtype}
         super().__init__()
         self.qkv = nn.Conv2d(dim, 3 * width, 1, **dd)
         self.mix = DepthwiseConv2d(3 * width, kernel_size, 1, dilation, **dd)
@@ -132,7 +130,7 @@ class CloAttention(nn.Module):
         local, pooled = (heads * head_dim for heads in group_split)
         self.local = None
         if local:
-            self.local = AttnConv(dim, local, kernel_size, dilation, head_dim**-0.5, attn_drop, **dd)
+            self.local = AttnConv(dim, local, kernel_size, dilation, head_dim**-0.5, attn_drop, dd)
         self.pooled_attn = None
         if pooled:
             self.pooled_attn = PooledAttention(dim, pooled, head_dim, dilation * window_size, attn_drop, **dd)

@@ -32,7 +32,7 @@ from ._blocks import DepthwiseConv2d, every
 from ._build import build_staged
 from ._cfg import imagenet_cfg, pinned_default_cfgs, register_model
 from ._staged import Stage, StagedModel
-from .layers import Keys, keys_of, pooled_keys
+from .traits import Keys, keys_of, pooled_keys
 
 __all__ = ["EdgeViT", "LocalGlobalLocalAttention"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from timm_mobilevit_zoo_cli.checks import is_folder
 
-from .registry import our_models
+from .names import our_models
 
 __all__ = ["create", "head_of", "load", "translate", "weights_from"]
 

@@ -54,7 +54,7 @@ from ._blocks import fold, unfold
 from ._build import build_staged
 from ._cfg import imagenet_cfg, pinned_default_cfgs, register_model
 from ._staged import Stage, StagedModel
-from .layers import Keys, keys_of, patch_keys
+from .traits import Keys, keys_of, patch_keys
 
 __all__ = ["MobileViTAttention", "MobileViTWide"]
 

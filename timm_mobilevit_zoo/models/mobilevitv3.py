@@ -2,7 +2,7 @@
 
 MobileViT's block fuses its input with what the transformer found, by a 3x3 convolution. Here the transformer's result
 meets the local features that it was made from, in a 1x1 convolution that looks at one cell at a time, and the input
-comes back as a shortcut. The local 3x3 convolution is depthwise. What this saves goes into width. There are two kinds:
+comes back as a shortcut. The local 3x3 convolution is depthwise; what this saves goes into width. There are two kinds:
 one on MobileViT's network, with its softmax attention, and one on MobileViTv2's, with its separable attention.
 
 Paper: MobileViTv3: Mobile-Friendly Vision Transformer with Simple and Effective Fusion of Local, Global and Input
@@ -12,7 +12,6 @@ Written from the facts of the paper, in part as its readers report them. The aut
 commercial use and claims what is derived from it: nobody looked at it for this file, so there is no recording of its
 outputs and no translation of its checkpoints. What shows that this is the paper's network are the parameters and
 multiply-adds of each variant, and a second forward pass of the block, written on its own (tests/test_mobilevitv3.py).
-There are no published weights of this file.
 
 What the paper leaves to the networks it changes is as timm has it. A map that the patch does not divide is resized to
 the next multiple for the transformer and back, in both kinds, so any image size works.
@@ -32,11 +31,11 @@ from ._blocks import fold, unfold
 from ._build import build_staged
 from ._cfg import imagenet_cfg, pinned_default_cfgs, register_model
 from ._staged import Stage, StagedModel
-from .layers import Keys, keys_of, patch_keys
+from .traits import Keys, keys_of, patch_keys
 
 __all__ = ["MobileViTv3", "MobileViTv3Block"]
 
-# What tests ask of every model and these cannot do: the tests' names, each with the reason.
+# What tests ask of every model and these cannot do: their names, and why.
 _JOINT = "separable attention's norm takes the mean over all cells of the map: dilation makes more"
 limits = {"test_a_family_has_a_recording": "the authors' licence forbids what could make one"} | {
     f"test_a_dilated_map_holds_the_cells_of_the_map[mobilevitv3_{width}]": _JOINT for width in ("050", "075", "100")
@@ -59,8 +58,7 @@ class SeparableAttention(nn.Module):
     load weights, and then leave a backbone's at random.
     """
 
-    def __init__(self, dim: int, attn_drop: float, proj_drop: float, device: Any, dtype: Any) -> None:
-        dd = {"device": device, "dtype": dtype}
+    def __init__(self, dim: int, attn_drop: float, proj_drop: float, dd: Any) -> None:
         super().__init__()
         self.dim = dim
         self.qkv = nn.Conv2d(dim, 1 + 2 * dim, 1, **dd)
@@ -139,9 +137,8 @@ class MobileViTv3Block(nn.Module):
             raise ValueError(f"mlp_ratio={mlp_ratio} leaves no hidden channel of transformer_dim={transformer_dim}")
         rates = drop_path or (0.0,) * depth
         if len(rates) != depth or not all(0 <= rate < 1 for rate in rates):
-            raise ValueError(
-                f"drop_path={drop_path} must be {depth} rates of at least 0 and below 1, one for each block"
-            )
+            right = f"{depth} rates of at least 0 and below 1, one for each block"
+            raise ValueError(f"drop_path={drop_path} must be {right}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__()
         self.patch_size = dilation * patch_size
@@ -152,7 +149,7 @@ class MobileViTv3Block(nn.Module):
 
         def block(rate: float) -> TransformerBlock:
             if separable:
-                attn: nn.Module = SeparableAttention(transformer_dim, **drops, **dd)
+                attn: nn.Module = SeparableAttention(transformer_dim, dd=dd, **drops)
                 mlp: nn.Module = ConvMlp(transformer_dim, hidden, act_layer=nn.SiLU, drop=proj_drop, **dd)
             else:
                 attn = Attention(transformer_dim, num_heads, qkv_bias=True, **drops, **dd)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 
-from .registry import PREFIX, own_name
+from .names import PREFIX, own_name
 
 __all__ = [
     "CONFIG",

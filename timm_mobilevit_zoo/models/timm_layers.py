@@ -19,7 +19,7 @@ from timm.models.swin_transformer_v2_cr import SwinTransformerV2CrBlock
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from .layers import Keys, form_of, keys_of, parts, patch_keys, scales_by
+from .traits import Keys, form_of, keys_of, parts, patch_keys, scales_by
 
 __all__ = ["window_keys"]
 
