@@ -5,7 +5,7 @@ PY = $(VENV)/bin/python
 CHROMIUM ?= $(shell command -v chromium)
 RUNTIME = .page-test/onnxruntime-web-$(shell sed -n 's/^VERSION = "\(.*\)"/\1/p' timm_mobilevit_zoo/page/ortweb.py).tgz
 
-.PHONY: demo test check hub table docs format-test host-tests page-test recipes
+.PHONY: demo test test-all check hub table docs format-test host-tests page-test recipes
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,10 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(PY) -m pytest --numprocesses auto --dist worksteal $(ARGS)
+
+# Every name through everything: an hour or more, before a release.
+test-all: $(VENV)/.test
+	EVERY_SIZE=1 $(PY) -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 check: $(VENV)/.test
 	$(PY) -m ruff format --check .

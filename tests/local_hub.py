@@ -9,12 +9,12 @@ dictionaries that make it misbehave, each `times` times (once if it does not say
 `match` is searched in the unquoted path. A condition that is left out fits every request that can show the fault.
 
     status      answer with this `status` and `message`
-    delay       wait `seconds` before the answer
+    hold        answer once the `gate` is opened
     headers     answer with these `headers` instead of the true ones
     lie         tell another sha256 for files in LFS (if nothing else is said, in answers about a tree or about paths)
     truncate    promise the whole body, send `bytes` of it, and close the connection
     corrupt     flip a bit of the body's byte at `offset`
-    slow        wait `seconds` after each `chunk` bytes
+    pieces      send `chunk` bytes at a time, and all but the first once the `gate`, if there is one, is opened
     no_range    send the whole file to a request for a part
 """
 
@@ -29,7 +29,6 @@ import socketserver
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -38,6 +37,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
+import fresh
 import yaml
 from hub_storage import GITATTRIBUTES, Commit, File, Repo, UnknownRevisionError, Xet
 
@@ -80,6 +80,23 @@ def read_card(file: File | None) -> tuple[dict[str, Any], list[str]]:
         return {}, ["The metadata must be a mapping"]
     wrong = [key for key, kind in CARD_TYPES.items() if key in card and not isinstance(card[key], kind)]
     return card, [f'"{key}" has the wrong type' for key in wrong]
+
+
+class Gate:
+    """Where a request stops until a test lets it go on; who waits longer than a minute goes on, too."""
+
+    def __init__(self) -> None:
+        self._reached, self._open = threading.Event(), threading.Event()
+
+    def hold(self) -> None:
+        self._reached.set()
+        self._open.wait(60)
+
+    def reached(self) -> bool:
+        return self._reached.wait(60)
+
+    def open(self) -> None:
+        self._open.set()
 
 
 class Server(ThreadingHTTPServer):
@@ -132,12 +149,12 @@ class Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         self.where, self.body, self.account, self.role = unquote(url.path), self.read_body(), None, ""
         self.query = {key: values[0] for key, values in parse_qs(url.query, keep_blank_values=True).items()}
-        self.fault = self.take_fault("status", "delay", "lie", "headers")
+        self.fault = self.take_fault("status", "hold", "lie", "headers")
         if self.hub._stopped:
             self.close_connection = True
             return
-        if self.fault.get("action") == "delay":
-            time.sleep(self.fault["seconds"])
+        if self.fault.get("action") == "hold":
+            self.fault["gate"].hold()
         try:
             with self.hub._lock:
                 answer = self.routed(url.path)
@@ -173,7 +190,7 @@ class Handler(BaseHTTPRequestHandler):
         kind = "application/octet-stream" if isinstance(answer.body, bytes) else "application/json; charset=utf-8"
         status, headers, wanted = answer.status, answer.headers | self.fault.get("headers", {}), self.headers["Range"]
         ends = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted or "") if status == 200 and "ETag" in headers else None
-        shows = ["truncate", "corrupt", "slow"] if status == 200 and data and self.command != "HEAD" else []
+        shows = ["truncate", "corrupt", "pieces"] if status == 200 and data and self.command != "HEAD" else []
         fault = self.take_fault(*shows, *(["no_range"] if ends else []))
         if ends and fault.get("action") != "no_range":
             start, size = int(ends[1]), len(data)
@@ -196,7 +213,8 @@ class Handler(BaseHTTPRequestHandler):
         chunk = fault.get("chunk", 1 << 20)
         for start in range(0, len(data), chunk):
             self.wfile.write(data[start : start + chunk])
-            time.sleep(fault.get("seconds", 0))
+            if "gate" in fault:
+                fault["gate"].hold()
 
     def take_fault(self, *actions: str) -> dict[str, Any]:
         with self.hub._lock:
@@ -535,23 +553,30 @@ def client(
     token: str | None = None,
     *,
     wait: bool = True,
+    own: bool = False,
     stderr: int = subprocess.PIPE,
     **env: str,
 ) -> Any:
     """Run Python code, or Python with arguments, in a process that knows no Hub, token or cache but these.
 
-    Nothing that it says may show a token. It works in its home. Return what it said, or the process without `wait`.
+    Nothing that it says may show a token. It works in its home. Return what it said, or the process without `wait`. It
+    is forked (see fresh.py) unless it is to be started of its `own`.
     """
     home.mkdir(parents=True, exist_ok=True)
     # Newer clients ask the Hub once a day for this list, each time before their first request.
     (home / ".agent_harnesses.json").write_text('{"standardEnvVars": [], "harnesses": {}}')
     inherited = {k: v for k, v in os.environ.items() if not re.search("^(HF|HUGGING|TRANSFORMERS)|_proxy$", k, re.I)}
-    own = {"HF_HOME": str(home), "XDG_CACHE_HOME": str(home), "TORCH_HOME": str(home), "HF_ENDPOINT": hub.endpoint}
-    own |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_TOKEN": token or ""}
-    own |= {} if hub.xet else {"HF_HUB_DISABLE_XET": "1"}
+    told = {"HF_HOME": str(home), "XDG_CACHE_HOME": str(home), "TORCH_HOME": str(home), "HF_ENDPOINT": hub.endpoint}
+    told |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_TOKEN": token or ""}
+    told |= {} if hub.xet else {"HF_HUB_DISABLE_XET": "1"}
+    args = ["-c", code] if isinstance(code, str) else list(code)
+    if wait and not own and stderr == subprocess.PIPE and "PYTHONPATH" not in env:
+        done = fresh.run(args, cwd=home, env=inherited | told | env)
+        assert not [secret for secret in hub.tokens if secret in f"{done.stdout}{done.stderr}"], "a token is shown"
+        return done
     process = subprocess.Popen(
-        [sys.executable, *(["-c", code] if isinstance(code, str) else code)],
-        env=inherited | own | env,
+        [sys.executable, *args],
+        env=inherited | told | env,
         cwd=home,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

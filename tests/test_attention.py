@@ -50,18 +50,21 @@ def test_shape_is_kept(name, size):
     assert torch.isfinite(x.grad).all()
 
 
-@every_module
+HOSTS = {
+    "resnet18": lambda layer: {"block_args": {"attn_layer": layer}},
+    "resnet50": lambda layer: {"block_args": {"attn_layer": layer}},
+    "seresnet33ts": lambda layer: {"attn_layer": layer},  # a ByobNet
+}
+
+
 @pytest.mark.parametrize(
-    ("network", "where"),
-    [
-        ("resnet18", lambda layer: {"block_args": {"attn_layer": layer}}),
-        ("resnet50", lambda layer: {"block_args": {"attn_layer": layer}}),
-        ("seresnet33ts", lambda layer: {"attn_layer": layer}),  # a ByobNet
-    ],
+    ("name", "network"),
+    # Each module in one network, and one module in each: all pairs with EVERY_SIZE=1.
+    [(n, host) for n in attention.__all__ for host in HOSTS if EVERY_SIZE or host == "resnet18" or n == "CloAttention"],
 )
-def test_serves_as_timms_attention_layer(name, network, where):
+def test_serves_as_timms_attention_layer(name, network):
     layer = getattr(attention, name)
-    model = timm.create_model(network, num_classes=3, **where(layer)).eval()
+    model = timm.create_model(network, num_classes=3, **HOSTS[network](layer)).eval()
     assert sum(isinstance(module, layer) for module in model.modules()) >= 8
     assert model(torch.rand(1, 3, 75, 101)).shape == (1, 3)
 
@@ -80,8 +83,8 @@ def test_compilers(name):
     torch.testing.assert_close(torch.export.export(module, (x,)).module()(x), module(x))
 
 
-# Resizing makes MobileViT's code long: it takes one to three minutes to generate, and that with EVERY_SIZE=1 only.
-@pytest.mark.parametrize("name", [name for name in attention.__all__ if EVERY_SIZE or "MobileViT" not in name])
+# It takes seconds to minutes to generate code: the shortest here, all with EVERY_SIZE=1.
+@pytest.mark.parametrize("name", attention.__all__ if EVERY_SIZE else ["CloAttention"])
 def test_generated_code(name):
     module, x = create(name), torch.randn(2, 32, 13, 18)
     with torch.inference_mode():

@@ -9,7 +9,7 @@ from functorch.compile import make_boxed_func
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
-from zoo import create, every_staged_first, image
+from zoo import create, every_staged_family, image
 
 from timm_mobilevit_zoo.models import _blocks
 from timm_mobilevit_zoo.models._blocks import DepthwiseConv2d
@@ -196,7 +196,7 @@ def test_an_empty_batch_has_gradients():
     assert not layer.weight.grad.any()
 
 
-@every_staged_first
+@every_staged_family
 def test_gradients_of_a_network(name, monkeypatch):
     """With the layer's own way and with torch's: the same, and the networks with large weights take ours."""
     network = create(name, num_classes=3).eval()

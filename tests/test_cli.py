@@ -1,26 +1,20 @@
 """The command line as a shell sees it."""
 
+import importlib
+import inspect
 import json
-import os
-import subprocess
 import sys
+from typing import get_type_hints
 
+import fresh
 import pytest
 from PIL import Image
 
 from timm_mobilevit_zoo import __version__
 from timm_mobilevit_zoo.cli import main
 from timm_mobilevit_zoo.common import extras
-
-
-def shell(*args, **env):
-    return subprocess.run(
-        [sys.executable, "-m", "timm_mobilevit_zoo", *map(str, args)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | env,
-    )
+from timm_mobilevit_zoo_cli import commands
+from timm_mobilevit_zoo_cli.parser import PACKAGE, SOURCES, parse
 
 
 def call(capsys, *args):
@@ -70,7 +64,9 @@ def test_predict_text(capsys, folder, picture):
 
 
 def test_predict_json_in_a_shell(folder, picture, tmp_path):
-    done = shell("predict", folder, picture, tmp_path / "none.png", "--json")
+    done = fresh.run(
+        ["-m", "timm_mobilevit_zoo", "predict", folder, picture, tmp_path / "none.png", "--json"], cwd=tmp_path
+    )
     assert done.returncode == 1, done.stderr  # one image could not be read
     good, bad = json.loads(done.stdout)
     assert {entry["label"] for entry in good["classes"]} == {"cat", "dog"}
@@ -95,3 +91,87 @@ def test_errors_are_one_line(capsys, folder, picture, tmp_path):
 def test_a_missing_extra_names_the_pip_command():
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'timm-mobilevit-zoo\[train\]'"):
         extras.require("no_such_module_at_all", "train")
+
+
+@pytest.mark.parametrize("command", SOURCES)
+def test_what_is_read_of_a_function_is_what_it_has(command):
+    source = SOURCES[command]
+    module = importlib.import_module(f"{PACKAGE}.{source.file.removesuffix('.py').replace('/', '.')}")
+    function = getattr(module, source.name)
+    found, signature = source.read(), inspect.signature(function)
+    assert found.summary == inspect.getdoc(function).partition("\n")[0]
+    assert [argument.name for argument in found.arguments] == list(signature.parameters)
+    hints = get_type_hints(function)
+    for argument, parameter in zip(found.arguments, signature.parameters.values(), strict=True):
+        assert argument.required == (parameter.default is parameter.empty)
+        assert argument.required or argument.default == parameter.default
+        assert argument.keyword_only == (parameter.kind is parameter.KEYWORD_ONLY)
+        assert argument.kind == hints[argument.name]
+        assert argument.text, f"{argument.name} is not described"
+
+
+def test_arguments_that_are_not_typed_have_the_functions_defaults():
+    assert parse(["train", "data", "--model", "m", "--lr", "0.5"]) == {
+        "command": "train",
+        "traceback": False,
+        "data": "data",
+        "model": "m",
+        **SOURCES["train"].read().defaults,
+        "lr": 0.5,
+    }
+    assert parse(["page", "-o", "site", "--serve"])["models"] == ()
+    converted = parse(["--traceback", "convert", "c.pth", "-m", "m", "-o", "out", "--license", "mit"])
+    assert (converted["push"], converted["private"], converted["yes"], converted["traceback"]) == (
+        "",
+        True,
+        False,
+        True,
+    )
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion(capsys, shell):
+    code, out, _ = call(capsys, "completion", shell)
+    assert code == 0
+    for word in ("train", "--channels-last", "completion", "onnx"):
+        assert word in out
+
+
+def test_completion_without_its_extra(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    code, _, err = call(capsys, "completion", "bash")
+    assert code == 2
+    assert "shtab is not installed: pip install 'timm-mobilevit-zoo[completion]'" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "nowhere", "-m", "m"], "data='nowhere' is not a folder"),
+        (["train", ".", "-m", "m", "--epochs", "0"], "epochs=0 must be at least 1"),
+        (["train", ".", "-m", "m", "--checkpoint", "none.pth"], "checkpoint='none.pth' is not a file"),
+        (["predict", "./none", "a.png"], "model='./none' is no folder with a config.json and weights"),
+        (["maps", "cloformer_xxs", "none.png", "-o", "a.png"], "image='none.png' is no file"),
+        (["check", "none"], "none is not a folder"),
+        (["check", "."], "config.json is missing in ."),
+        (["push", "none", "a/b"], "none is not a folder"),
+        (["convert", "none.pth", "-m", "m", "-o", "out", "--license", "mit"], "checkpoint='none.pth' is no file"),
+        (["convert", "none.pth", "-m", "m", "-o", "out", "--license", "mine"], "card['license']='mine' must be one of"),
+        (["export", "m", "--format", "onnx", "-o", "none/a.onnx"], "output='none/a.onnx' needs a folder that exists"),
+        (["export", "m", "--format", "onnx", "-o", "a.onnx", "--int8", "none"], "int8='none' must be a folder with"),
+        (["bench", "m", "--rounds", "4"], "rounds=4 must be at least 5, or quartiles say nothing"),
+        (["page", "m", "-o", "none/site"], "output='none/site' needs a folder that exists"),
+        (["page", "-o", "site"], "models=() must be a list of at least one model"),
+        (["page", "-o", ".", "--serve"], "folder='.' must be a page that this command wrote"),
+        (["page", "m", "-o", "site", "--port", "80"], "--port goes with --serve"),
+        (["demo", "-o", "full"], "output='full' holds something, an earlier demo perhaps"),
+    ],
+)
+def test_what_words_alone_are_wrong_about_needs_no_package(capsys, monkeypatch, tmp_path, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full" / "of").mkdir(parents=True)
+    monkeypatch.setitem(commands.COMMANDS, words[0], lambda **args: pytest.fail("it began"))
+    code, out, err = call(capsys, *words)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"timm-mobilevit-zoo: error: {message}")
+    assert not list(tmp_path.glob("out"))

@@ -18,11 +18,11 @@ from zoo import (
     FIXED,
     close,
     create,
-    every_first,
+    every_family,
     every_fixed,
-    every_size,
-    every_staged_first,
-    every_staged_size,
+    every_kind,
+    every_staged_family,
+    every_staged_kind,
     image,
     own_image,
     sizes,
@@ -98,7 +98,7 @@ def segments(model, x):
         assert torch.isfinite(model(x)).all()
 
 
-@every_staged_size
+@every_staged_kind
 @pytest.mark.parametrize("build", [unet, fpn, deeplab])
 @pytest.mark.parametrize(("depth", "in_channels"), [(3, 4), (4, 1), (5, 1), (5, 4)])
 def test_smp(name, build, depth, in_channels):
@@ -110,7 +110,7 @@ def test_smp(name, build, depth, in_channels):
     segments(model, x)
 
 
-@every_staged_size
+@every_staged_kind
 @pytest.mark.parametrize("output_stride", [8, 16])
 def test_smp_dilated(name, output_stride):
     model = deeplab(name, 5, encoder_output_stride=output_stride)
@@ -122,7 +122,7 @@ def test_smp_dilated(name, output_stride):
     segments(model, even_image(name))
 
 
-@every_staged_size
+@every_staged_kind
 def test_smp_of_an_odd_image(name):
     model, whole, x = unet(name, 5), create(name), image(75, 101)
     model.encoder.model.load_state_dict(whole.state_dict(), strict=False)
@@ -177,7 +177,7 @@ def answers(model, x, **kwargs):
     return output.logits if "logits" in output else output.masks_queries_logits
 
 
-@every_size
+@every_family
 def test_transformers_backbone(name):
     x, count, whole = own_image(name), num_levels(name), create(name)
     levels = whole.forward_intermediates(x, intermediates_only=True)
@@ -201,7 +201,7 @@ def test_transformers_backbone(name):
     learns(backbone, backbone, lambda: sum(m.square().mean() for m in backbone(x).feature_maps))
 
 
-@every_staged_size
+@every_staged_family
 def test_transformers_hidden_states(name):
     backbone = timm_backbone(name, out_indices=[0, -1])
     output = backbone(own_image(name), output_hidden_states=True)
@@ -210,7 +210,7 @@ def test_transformers_hidden_states(name):
     assert torch.equal(output.feature_maps[1], output.hidden_states[-1])
 
 
-@every_size
+@every_kind
 def test_transformers_wrapper(name, tmp_path):
     model, x = create(name, num_classes=LABELS), own_image(name)
     hub.export(model, tmp_path / "weights", card={"license": "apache-2.0"})
@@ -230,7 +230,7 @@ def test_transformers_wrapper(name, tmp_path):
     close(half.eval()(x.bfloat16()).logits.float(), wrapper(x).logits, 0.1)
 
 
-@every_size
+@every_family
 def test_detr_freezes_the_norms(name):
     model, x = create(name), own_image(name)
     for module in model.modules():
@@ -244,7 +244,7 @@ def test_detr_freezes_the_norms(name):
     close(model(x), expected, 1e-4)
 
 
-@every_size
+@every_kind
 def test_detr(name):
     model = client(transformers.DetrForObjectDetection, name, [-1], **DETR)
     for size in sizes(name):
@@ -254,7 +254,7 @@ def test_detr(name):
     assert torch.isfinite(answers(model.bfloat16(), x.bfloat16())).all()
 
 
-@every_size
+@every_kind
 def test_detr_reloads(name, tmp_path):
     model, x = client(transformers.DetrForObjectDetection, name, [-1], **DETR), own_image(name)
     model.save_pretrained(tmp_path)
@@ -266,14 +266,14 @@ def test_detr_reloads(name, tmp_path):
         close(answers(again, x), answers(model, x))
 
 
-@every_size
+@every_family
 def test_detr_wants_a_level_too_many(name):
     count = num_levels(name)
     with pytest.raises(ValueError, match=f"{name} has {count} levels; choose from 0 to {count - 1}"):
         client(transformers.DetrForObjectDetection, name, [1, 2, count], **DETR)
 
 
-@every_size
+@every_kind
 def test_upernet(name, tmp_path):
     indices = list(range(num_levels(name)))[-4:]
     heads = dict(hidden_size=WIDTH, auxiliary_channels=8, use_auxiliary_head=len(indices) > 2, num_labels=LABELS)
@@ -291,7 +291,7 @@ def test_upernet(name, tmp_path):
     close(answers(again, x), answers(model, x))
 
 
-@every_staged_first
+@every_staged_kind
 def test_mask2former(name):
     model = client(
         transformers.Mask2FormerForUniversalSegmentation,
@@ -310,7 +310,7 @@ def test_mask2former(name):
     learns(model, body(model), lambda: model(pixel_values=x, mask_labels=masks, class_labels=classes).loss)
 
 
-@every_staged_first
+@every_staged_kind
 def test_rt_detr(name):
     channels = [level["num_chs"] for level in create(name, device="meta").feature_info][-3:]
     model = client(
@@ -340,7 +340,7 @@ class Neck(nn.Module):
         return self.fpn(OrderedDict((str(i), level) for i, level in enumerate(self.body(x))))
 
 
-@every_size
+@every_kind
 @pytest.mark.parametrize("detector", [RetinaNet, FasterRCNN])
 def test_torchvision_detectors(name, detector):
     torch.manual_seed(0)
@@ -364,7 +364,7 @@ def test_torchvision_detectors(name, detector):
 # Explanations
 
 
-@every_staged_size
+@every_staged_kind
 def test_captum_heat_map(name):
     model, x = create(name, num_classes=5), image(75, 101)
     cells = LayerGradCam(model, model.stage4).attribute(x, target=1)
@@ -373,7 +373,7 @@ def test_captum_heat_map(name):
     assert heat.std() > 0
 
 
-@every_first
+@every_kind
 def test_captum_pixels(name):
     model, x = create(name, num_classes=5), own_image(name)
     pixels = IntegratedGradients(model).attribute(x, target=1, n_steps=3)

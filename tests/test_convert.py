@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from zoo import GOLDEN, author_weights, close, create, every_first, image
+from zoo import GOLDEN, RECORDED, author_weights, close, create, every_kind, image
 
 from timm_mobilevit_zoo import hub
 from timm_mobilevit_zoo.cli import main
@@ -29,7 +29,7 @@ def expected(tmp_path, tensors):
     return create(NAME, pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "expected.safetensors")})
 
 
-@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
 def test_authors_checkpoints_become_folders(path, tmp_path):
     torch.save({"model": author_weights(path), "epoch": 3}, tmp_path / "authors.pth")
     found = convert(str(tmp_path / "authors.pth"), model=path.stem, output=str(tmp_path / "out"), license="mit")
@@ -122,7 +122,7 @@ def test_what_cannot_be_converted(tmp_path, tensors, monkeypatch, write, message
     assert set(os.listdir(tmp_path)) <= {"file.pth"}
 
 
-@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
 def test_an_image_size_is_for_models_made_for_one(path, tmp_path):
     torch.save(author_weights(path), tmp_path / "authors.pth")
     convert(str(tmp_path / "authors.pth"), model=path.stem, output=str(tmp_path / "out"), license="mit", img_size=64)
@@ -138,7 +138,7 @@ def test_a_checkpoint_that_holds_itself(tmp_path, tensors):
         read_checkpoint(tmp_path / "loop.pth")
 
 
-@every_first
+@every_kind
 def test_tensors_of_odd_shapes(name, tmp_path):
     shapes = [(), (0,), (3,), (2, 2, 2, 2)]
     for number, shape in enumerate(shapes):

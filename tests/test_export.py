@@ -11,7 +11,7 @@ import timm
 import torch
 from PIL import Image
 from torch import nn
-from zoo import FIXED, create, every_first, every_staged_first, own_image
+from zoo import FIXED, create, every_family, every_kind, every_staged_kind, own_image
 
 from timm_mobilevit_zoo import cli, export
 from timm_mobilevit_zoo.export import formats, plain, rewrite
@@ -30,7 +30,7 @@ def own_size(name):
     return {} if name in FIXED else {"size": SIZE}
 
 
-@every_first
+@every_kind
 def test_onnx(name, tmp_path):
     network = seeded(name)
     before = {key: value.clone() for key, value in network.state_dict().items()}
@@ -48,7 +48,7 @@ def test_onnx(name, tmp_path):
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
 
 
-@every_staged_first
+@every_staged_kind
 def test_onnx_of_any_batch_and_size(name, tmp_path):
     found = export.to_onnx(seeded(name), str(tmp_path / "file.onnx"), size=SIZE, dynamic=("batch", "size"))
     assert found["input"]["shape"] == [None, 3, None, None]
@@ -56,7 +56,7 @@ def test_onnx_of_any_batch_and_size(name, tmp_path):
     assert found["checks"]["random"]["error"] < 1e-4
 
 
-@every_first
+@every_kind
 def test_openvino(name, tmp_path):
     found = export.to_openvino(seeded(name), str(tmp_path / "file.xml"), **own_size(name))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file.bin", "file.xml", "file.xml.json"]
@@ -68,14 +68,14 @@ def test_openvino_of_a_small_image_through_timms_attention(tmp_path):
     assert found["checks"]["random"]["error"] < 1e-4
 
 
-@every_staged_first
+@every_staged_kind
 def test_openvino_of_any_batch_and_size(name, tmp_path):
     found = export.to_openvino(seeded(name), str(tmp_path / "file.xml"), size=SIZE, dynamic=("batch", "size"))
     assert found["checks"]["random"]["images"] == 18
     assert found["checks"]["random"]["error"] < 1e-4
 
 
-@every_first
+@every_family
 @torch.no_grad()
 def test_the_portable_form_is_equal(name):
     network, x = seeded(name), own_image(name, batch=1)
@@ -85,7 +85,7 @@ def test_the_portable_form_is_equal(name):
     torch.testing.assert_close(form(x), network(x), rtol=1e-4, atol=1e-5 * float(network(x).abs().max()))
 
 
-@every_first
+@every_kind
 @torch.no_grad()
 def test_ncnn_gets_no_slice_by_a_step(name):
     network, x = seeded(name), own_image(name, batch=1)
@@ -127,7 +127,7 @@ PLAIN = {
 }
 
 
-@every_first
+@every_kind
 @torch.no_grad()
 def test_the_plain_form_is_equal_and_plain(name):
     network, x = seeded(name), own_image(name, batch=1)

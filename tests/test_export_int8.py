@@ -5,7 +5,7 @@ import json
 import numpy as np
 import onnx
 import pytest
-from zoo import FIXED, KINDS, create, every_first, write_blots
+from zoo import FIXED, KINDS, create, every_kind, write_blots
 
 from timm_mobilevit_zoo import cli, export
 from timm_mobilevit_zoo.demo import DIGITS, write_digits
@@ -28,7 +28,7 @@ def seeded(name, **kwargs):
     return seed_weights(create(name, **kwargs))
 
 
-@every_first
+@every_kind
 def test_onnx(name, photos, tmp_path):
     options = {} if name in FIXED else {"size": (64, 64), "dynamic": ("batch", "size")}
     found = export.to_onnx(seeded(name), str(tmp_path / "file.onnx"), int8=photos, **options)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
-from zoo import create, every_first, every_name, every_staged, own_image
+from zoo import create, every_family, every_kind, every_staged_family, own_image
 
 from timm_mobilevit_zoo import fuse
 from timm_mobilevit_zoo.models.probe import seed_weights
@@ -52,7 +52,7 @@ def fed_by_a_layer(model, x):
     return found
 
 
-@every_name
+@every_family
 @torch.no_grad()
 def test_outputs_and_levels_are_equal(name):
     model, x = seeded(name), own_image(name)
@@ -68,7 +68,7 @@ def test_outputs_and_levels_are_equal(name):
     assert fed_by_a_layer(copy.deepcopy(fused), x) == []
 
 
-@every_staged
+@every_staged_family
 @torch.no_grad()
 def test_a_backbone(name):
     backbone, x = create(name, features_only=True), own_image(name)
@@ -80,7 +80,7 @@ def test_a_backbone(name):
         assert error(ours, theirs) < 1e-5
 
 
-@every_first
+@every_kind
 @torch.no_grad()
 def test_what_it_returns_compiles_and_fuses_again(name):
     model, x = seeded(name), own_image(name)
@@ -271,7 +271,7 @@ def test_a_norm_of_another_type(before):
     assert error(fused(x.bfloat16()), model(x.bfloat16())) < 0.02
 
 
-@every_first
+@every_family
 @torch.no_grad()
 def test_memory_format_is_kept(name):
     fused = fuse(create(name).to(memory_format=torch.channels_last))
@@ -288,10 +288,10 @@ def test_tied_weights_stay_apart():
 
 
 def packed(model):
-    return [module for module in model.modules() if type(module).__module__.endswith("._prepack")]
+    return [module for module in model.modules() if type(module).__module__.endswith(".prepack")]
 
 
-@every_name
+@every_family
 @torch.no_grad()
 def test_prepacked_outputs_and_levels_are_equal(name):
     model, x = seeded(name), own_image(name)

@@ -62,6 +62,7 @@ def logits_of(path):
     return json.loads(path.read_text(encoding="utf-8"))["probe"]["logits"]
 
 
+@pytest.mark.slow  # `make check` asks for the same
 def test_nothing_is_stale():
     assert generate.check() == []
 

@@ -1,4 +1,4 @@
-"""The house: rooms that use those below them, files and functions that one can read, paths that users know, a quick start."""
+"""The house: rooms that use those below them, code that one can read, paths that users know, a quick start."""
 
 import ast
 import importlib
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from zoo import NAMES, family
 
 import timm_mobilevit_zoo
 
@@ -96,34 +97,30 @@ def test_files_and_functions_can_be_read(path):
 
 
 PATHS = {
-    "timm_mobilevit_zoo": ["__version__", "attention", "fuse", "models"],
-    "timm_mobilevit_zoo.attention": ["AdditiveTokenMixer", "CloAttention", "EfficientModulation"]
-    + ["LocalGlobalLocalAttention", "MobileViTAttention", "MobileViTv3Block"],
-    "timm_mobilevit_zoo.bench": ["bench", "compare", "draw", "quartiles", "ratio_text", "table"],
-    "timm_mobilevit_zoo.cli": ["main"],
-    "timm_mobilevit_zoo.convert": ["convert", "read_checkpoint"],
-    "timm_mobilevit_zoo.demo": ["DIGITS", "demo", "write_digits"],
-    "timm_mobilevit_zoo.export": ["export", "to_coreml", "to_executorch", "to_litert", "to_ncnn", "to_onnx"]
-    + ["to_openvino"],
-    "timm_mobilevit_zoo.hub": ["HubError", "Refused", "check", "export", "load", "pull", "push"],
-    "timm_mobilevit_zoo.launch": ["run"],
-    "timm_mobilevit_zoo.maps": ["attention_maps", "draw", "draw_file", "rollout"],
-    "timm_mobilevit_zoo.page": ["check_port", "page", "serve"],
-    "timm_mobilevit_zoo.predict": ["create", "head_of", "load", "predict", "translate", "weights_from"],
-    "timm_mobilevit_zoo.train": ["train"],
-    **{
-        f"timm_mobilevit_zoo.models.{family}": ["default_cfgs"]
-        for family in ("casvit", "cloformer", "deit32", "edgevit", "efficientmod", "hybrid32", "mobilevit_wide")
-        + ("mobilevitv3", "swin32", "vit32")
-    },
+    "timm_mobilevit_zoo": "__version__ attention fuse models",
+    "timm_mobilevit_zoo.attention": "AdditiveTokenMixer CloAttention EfficientModulation LocalGlobalLocalAttention "
+    "MobileViTAttention MobileViTv3Block",
+    "timm_mobilevit_zoo.bench": "bench compare draw quartiles ratio_text table",
+    "timm_mobilevit_zoo.cli": "main",
+    "timm_mobilevit_zoo.convert": "convert read_checkpoint",
+    "timm_mobilevit_zoo.demo": "DIGITS demo write_digits",
+    "timm_mobilevit_zoo.export": "export to_coreml to_executorch to_litert to_ncnn to_onnx to_openvino",
+    "timm_mobilevit_zoo.hub": "HubError Refused check export load pull push",
+    "timm_mobilevit_zoo.launch": "run",
+    "timm_mobilevit_zoo.maps": "attention_maps draw draw_file rollout",
+    "timm_mobilevit_zoo.page": "check_port page serve",
+    "timm_mobilevit_zoo.predict": "create head_of load predict translate weights_from",
+    "timm_mobilevit_zoo.train": "train",
+    **dict.fromkeys(sorted(set(map(family, NAMES))), "default_cfgs"),
 }
 
 
 @pytest.mark.parametrize("module", PATHS)
 def test_what_users_import_keeps_its_path(module):
     found = importlib.import_module(module)
-    assert not [name for name in PATHS[module] if not hasattr(found, name)]
-    assert set(PATHS[module]) <= {*getattr(found, "__all__", PATHS[module]), "default_cfgs"}
+    names = PATHS[module].split()
+    assert not [name for name in names if not hasattr(found, name)]
+    assert set(names) <= {*found.__all__, "default_cfgs"}
 
 
 # What a command knows without torch, in a process of its own: its words, its exit status, and a part of what it says.
@@ -147,14 +144,15 @@ atexit.register(lambda: print('imported:', sorted({'torch', 'timm', 'numpy'} & s
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_words_are_judged_without_torch(start, tmp_path):
+@pytest.mark.parametrize("optimize", ["", "2"], ids=["", "-OO"])
+def test_words_are_judged_without_torch(start, optimize, tmp_path):
     for words, status, said in QUICK:
         done = subprocess.run(
             [sys.executable, "-c", SHOWN + STARTS[start], *words],
             capture_output=True,
             text=True,
             cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONOPTIMIZE": optimize},
         )
         assert (done.returncode, done.stdout.splitlines()[-1]) == (status, "imported: []"), done.stderr
         assert said in done.stdout + done.stderr

@@ -13,7 +13,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
-from zoo import FIRST, FIXED, NAMES, create, every_size
+from zoo import FIRST, FIXED, NAMES, create, every_kind
 
 from timm_mobilevit_zoo import hub
 from timm_mobilevit_zoo.hub import Refused
@@ -44,7 +44,7 @@ def folder(exported, tmp_path):
 # Export
 
 
-@every_size
+@every_kind
 def test_export_reloads_bit_for_bit(name, tmp_path):
     model = create(name, num_classes=5, in_chans=1).to(memory_format=torch.channels_last)
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import fresh
 import pytest
 import timm
 from zoo import hear_interrupts
@@ -23,6 +24,12 @@ def write(folder: Path, files: Mapping[str, str]) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(textwrap.dedent(text))
+
+
+# Real processes are started only to test that one starts; the others are forked.
+def forked(cwd: Path, *args: str) -> tuple[int, str, str]:
+    done = fresh.run(["-m", "timm_mobilevit_zoo", "run", *args], cwd=cwd)
+    return done.returncode, done.stdout, done.stderr
 
 
 def start(cwd: Path, *args: str, command: Sequence[str] = COMMAND) -> subprocess.Popen[str]:
@@ -50,7 +57,7 @@ def test_a_script_runs_as_under_python(tmp_path: Path) -> None:
         sys.exit(3)
         """
     write(tmp_path, {"there/script.py": script, "there/sibling.py": "VALUE = 7"})
-    status, stdout, stderr = run(tmp_path, "there/script.py", "--model", "a b", "-m", "--", "-x=1")
+    status, stdout, stderr = forked(tmp_path, "there/script.py", "--model", "a b", "-m", "--", "-x=1")
     assert status == 3, stderr
     path = str(tmp_path / "there" / "script.py")
     argv = [path, "--model", "a b", "-m", "--", "-x=1"]
@@ -82,16 +89,16 @@ def test_a_module_runs_as_under_python(tmp_path: Path) -> None:
 
 def test_an_exception_is_the_scripts_own(tmp_path: Path) -> None:
     write(tmp_path, {"script.py": "raise KeyError('its own')"})
-    status, stdout, stderr = run(tmp_path, "script.py")
+    status, stdout, stderr = forked(tmp_path, "script.py")
     assert (status, stdout, stderr.splitlines()[-1]) == (1, "", "KeyError: 'its own'")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", [pytest.param("SIGINT", marks=pytest.mark.slow), "SIGTERM"])
 def test_a_signal_reaches_the_script(tmp_path: Path, name: str) -> None:
     # At its end torch imports tabulate where it is installed, and an import then makes python forget what ended it.
     script = """
-        import importlib.util, signal, sys, time, timm
+        import importlib.util, signal, sys, timm
         if importlib.util.find_spec("tabulate"):
             import tabulate
         def caught(number, frame):
@@ -100,7 +107,7 @@ def test_a_signal_reaches_the_script(tmp_path: Path, name: str) -> None:
         if sys.argv[1] == "SIGTERM":
             signal.signal(signal.SIGTERM, caught)
         print("ready", flush=True)
-        time.sleep(60)
+        signal.pause()
         """
     write(tmp_path, {"script.py": script})
     ends = []
@@ -115,6 +122,7 @@ def test_a_signal_reaches_the_script(tmp_path: Path, name: str) -> None:
     assert ends[0] == ends[1] == ((4, "caught SIGTERM\n") if name == "SIGTERM" else (-signal.SIGINT, ""))
 
 
+@pytest.mark.slow
 def test_a_timm_checkout_does_not_hide_the_installed_timm(tmp_path: Path) -> None:
     # The checkout works, as a clone of timm's repository would, and differs in its version.
     checkout = f"""
@@ -137,6 +145,7 @@ def test_a_timm_checkout_does_not_hide_the_installed_timm(tmp_path: Path) -> Non
     assert stderr == f"timm-mobilevit-zoo: timm {timm.__version__} from {timm.__file__}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has spawn alone")
 def test_loader_workers_start_by_every_method(tmp_path: Path) -> None:
     script = """

@@ -25,10 +25,10 @@ from zoo import (
     close,
     create,
     declared,
-    every_first,
+    every_family,
     every_fixed,
+    every_kind,
     every_name,
-    every_size,
     family,
     image,
     own_image,
@@ -120,7 +120,7 @@ def test_head(name):
     assert all(type(head) is nn.Linear and head.out_features == 7 for head in classifiers(model))
 
 
-@every_name
+@every_family
 def test_reset_classifier(name):
     model, x = create(name), own_image(name)
     pooled = model.forward_head(model.forward_features(x), pre_logits=True)
@@ -135,14 +135,14 @@ def test_reset_classifier(name):
     assert model(x).shape == (2, 3)
 
 
-@every_name
+@every_family
 def test_reset_classifier_without_pooling(name):
     model, x = create(name), own_image(name)
     model.reset_classifier(0, "")
     close(model(x), model.forward_features(x))
 
 
-@every_name
+@every_family
 def test_reset_classifier_keeps_type_mode_and_frozen_layers(name):
     model = create(name, dtype=torch.float64)
     model.train()
@@ -166,7 +166,7 @@ def test_what_cannot_be_dilated_says_so(name):
         create(name, output_stride=16)
 
 
-@every_name
+@every_family
 @pytest.mark.parametrize("feature_cls", [None, "getter"])
 def test_backbone_is_forward_intermediates(name, feature_cls):
     model, x = create(name), own_image(name)
@@ -180,7 +180,7 @@ def test_backbone_is_forward_intermediates(name, feature_cls):
     assert sides == [tuple(level.shape[2:]) for level in levels]
 
 
-@every_size
+@every_family
 @pytest.mark.parametrize("out_indices", [1, 2, (0,), (1,), (-1,), (-2, -1), (0, 2)])
 def test_out_indices_of_any_backbone(name, out_indices):
     model, x = create(name, features_only=True, out_indices=out_indices), own_image(name)
@@ -210,7 +210,7 @@ def test_backbone_returns_maps_with_channels_first(name):
     assert [level.shape[1] for level in backbone(x)] == backbone.feature_info.channels()
 
 
-@every_name
+@every_family
 @pytest.mark.parametrize("feature_cls", ["list", "dict", "hook"])
 def test_other_wrappers_return_maps_or_say_what_does(name, feature_cls):
     model, x = create(name), own_image(name)
@@ -227,7 +227,7 @@ def test_other_wrappers_return_maps_or_say_what_does(name, feature_cls):
         close(level, expected)
 
 
-@every_name
+@every_family
 def test_forward_intermediates(name):
     model, x = create(name), own_image(name)
     final, levels = model.forward_intermediates(x)
@@ -239,7 +239,7 @@ def test_forward_intermediates(name):
         model.forward_intermediates(x, output_fmt="NWHC")
 
 
-@every_name
+@every_family
 def test_pruning(name):
     model, x = create(name), own_image(name)
     levels = model.forward_intermediates(x, intermediates_only=True)
@@ -255,23 +255,23 @@ def test_pruning(name):
 # Images
 
 
-@every_name
+@every_family
 def test_empty_batch(name):
     assert create(name, num_classes=3)(own_image(name)[:0]).shape == (0, 3)
 
 
-@every_name
+@every_family
 def test_empty_batch_of_a_backbone(name):
     assert create(name, features_only=True)(own_image(name)[:0])[0].shape[0] == 0
 
 
-@every_name
+@every_family
 def test_images_of_a_batch_do_not_meet(name):
     model, x = create(name), own_image(name, batch=3)
     close(model(x), torch.cat([model(x[i : i + 1]) for i in range(3)]))
 
 
-@every_name
+@every_family
 @pytest.mark.parametrize("features_only", [False, True])
 def test_images_of_other_channels_are_refused(name, features_only):
     with pytest.raises(REFUSALS):
@@ -329,7 +329,7 @@ def test_meta_device(name, features_only):
     assert torch.get_default_device().type == "cpu"
 
 
-@every_name
+@every_family
 def test_dtype(name):
     model, full, x = create(name, dtype=torch.bfloat16, num_classes=3), create(name, num_classes=3), own_image(name)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
@@ -343,7 +343,7 @@ def test_dtype(name):
     assert torch.get_default_dtype() == torch.float32
 
 
-@every_name
+@every_family
 def test_channels_last(name):
     model, x = create(name), own_image(name)
     expected = model(x)
@@ -351,7 +351,7 @@ def test_channels_last(name):
     close(model(x.to(memory_format=torch.channels_last)), expected)
 
 
-@every_name
+@every_family
 def test_copies(name):
     model, x = create(name), own_image(name)
     expected = model(x)
@@ -365,7 +365,7 @@ def test_copies(name):
         assert torch.equal(other(x), expected)
 
 
-@every_name
+@every_family
 def test_saved_folder(name, tmp_path):
     model = create(name, num_classes=5, in_chans=1)
     model.pretrained_cfg["input_size"] = (1, *model.pretrained_cfg["input_size"][1:])  # timm 1.0.31 would see to it
@@ -389,7 +389,7 @@ def test_every_parameter_learns(name):
     assert not [n for n, p in model.named_parameters() if p.grad is None]
 
 
-@every_name
+@every_family
 def test_gradient_checkpointing_changes_nothing(name):
     runs = []
     for enable in (False, True):
@@ -420,7 +420,7 @@ def test_layer_groups(name):
     assert len(scales) == len(set(groups.values()))
 
 
-@every_name
+@every_family
 def test_frozen_batch_norm(name):
     model, x = create(name), own_image(name)
     expected = model(x)
@@ -432,7 +432,7 @@ def test_frozen_batch_norm(name):
 # Compilers and tracers
 
 
-@every_size
+@every_kind
 def test_torchscript(name):
     model = create(name)
     scripted, traced = torch.jit.script(model), torch.jit.trace(model, own_image(name), check_trace=False)
@@ -442,14 +442,14 @@ def test_torchscript(name):
         close(traced(x), model(x))
 
 
-@every_size
+@every_kind
 def test_torchscript_of_a_backbone(name):
     backbone, x = create(name, features_only=True), own_image(name)
     for level, expected in zip(torch.jit.script(backbone)(x), backbone(x), strict=True):
         close(level, expected)
 
 
-@every_name
+@every_family
 def test_fx(name):
     model = create(name)
     options = list(inspect.signature(model.forward).parameters.values())[1:]
@@ -459,7 +459,7 @@ def test_fx(name):
         close(traced(x), model(x))
 
 
-@every_first
+@every_kind
 @pytest.mark.parametrize("strict", [False, True] if EVERY_SIZE else [False])
 def test_export(name, strict):
     model, x = create(name), own_image(name)
@@ -470,7 +470,7 @@ def test_export(name, strict):
     close(free(own_image(name, batch=3)), model(own_image(name, batch=3)))
 
 
-@every_first
+@every_kind
 def test_compile(name):
     model = create(name)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

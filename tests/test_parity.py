@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 from zoo import (
     GOLDEN,
     NAMES,
+    RECORDED,
     author_weights,
     classifier_names,
-    every_staged_first,
+    every_staged_family,
     family,
     own_image,
     recorded_image,
@@ -35,6 +36,10 @@ def recordings(prefix=""):
     return pytest.mark.parametrize(
         "golden", [path for path in GOLDEN if keys(path, prefix)], ids=lambda path: path.stem
     )
+
+
+# What is the same for all sizes of a family: the smallest recording of each.
+families = pytest.mark.parametrize("golden", RECORDED, ids=lambda path: path.stem)
 
 
 @pytest.fixture
@@ -62,7 +67,7 @@ def test_every_recording_is_of_a_model():
     assert {path.stem for path in GOLDEN} <= set(NAMES)
 
 
-@every_staged_first
+@every_staged_family
 def test_a_family_has_a_recording(name):
     assert family(name) in {family(path.stem) for path in GOLDEN}
 
@@ -122,7 +127,7 @@ def test_the_converter_maps_every_key_and_leaves_ours_alone(golden):
     assert all(again[key] is ours[key] for key in ours)
 
 
-@recordings()
+@families
 @pytest.mark.parametrize("classes", [{}, {"num_classes": 7}], ids=["same head", "new head"])
 def test_a_checkpoint_that_does_not_fit_is_refused_by_name(golden, tmp_path, classes):
     weights = author_weights(golden)
@@ -133,7 +138,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name(golden, tmp_path, cla
         create(golden, str(tmp_path / "broken.safetensors"), **classes)
 
 
-@recordings()
+@families
 @pytest.mark.parametrize("in_chans", [1, 4])
 def test_weights_adapt_to_other_channels_and_classes(golden, weights_file, in_chans):
     full, adapted = create(golden, weights_file), create(golden, weights_file, in_chans=in_chans, num_classes=7)
@@ -144,7 +149,7 @@ def test_weights_adapt_to_other_channels_and_classes(golden, weights_file, in_ch
     assert all(torch.equal(full.state_dict()[k], adapted.state_dict()[k]) for k in kept)
 
 
-@recordings()
+@families
 def test_a_head_of_other_classes_is_found_and_kept(golden, tmp_path):
     model = timm.create_model(golden.stem)
     theirs = author_weights(golden)
@@ -159,7 +164,7 @@ def test_a_head_of_other_classes_is_found_and_kept(golden, tmp_path):
     assert torch.equal(seven.head.weight, ours["head.weight"][:7])
 
 
-@recordings()
+@families
 def test_a_config_that_names_no_classifier(golden, weights_file):
     cfg = {"file": weights_file, "num_classes": timm.get_pretrained_cfg(golden.stem).num_classes}
     model = timm.create_model(golden.stem, pretrained=True, pretrained_cfg=cfg)

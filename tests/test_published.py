@@ -13,7 +13,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from timm.layers.format import Format, nhwc_to
-from zoo import KINDS, close, create, every_kind, own_image
+from zoo import KINDS, both_kinds, close, create, own_image
 
 from timm_mobilevit_zoo import hub
 from timm_mobilevit_zoo.models import pins
@@ -81,7 +81,7 @@ def heads(model):
     return [f"{name}." for name in ([names] if isinstance(names, str) else names)]
 
 
-@every_kind
+@both_kinds
 def test_a_name_loads_bit_for_bit(name, fetched, weights):
     assert not equal(create(name), weights)
     assert equal(create(name, pretrained=True), weights)
@@ -93,7 +93,7 @@ def test_a_name_loads_bit_for_bit(name, fetched, weights):
     assert fetched == [None, None, "elsewhere", None, None]
 
 
-@every_kind
+@both_kinds
 def test_nothing_is_fetched_unasked(name, fetched):
     create(name)
     create(name, features_only=True, pretrained_cfg_overlay={"hf_hub_id": HUB_ID})
@@ -102,7 +102,7 @@ def test_nothing_is_fetched_unasked(name, fetched):
     assert not fetched
 
 
-@every_kind
+@both_kinds
 def test_a_backbone_has_the_features_of_the_model(name, fetched, weights):
     model, x = create(name), own_image(name)
     model.load_state_dict(weights)
@@ -117,7 +117,7 @@ def test_a_backbone_has_the_features_of_the_model(name, fetched, weights):
     assert len(fetched) == 2
 
 
-@every_kind
+@both_kinds
 def test_other_classes_keep_the_rest(name, fetched, weights):
     for num_classes in (7, 0):
         model = create(name, pretrained=True, num_classes=num_classes)
@@ -129,7 +129,7 @@ def test_other_classes_keep_the_rest(name, fetched, weights):
     assert len(fetched) == 2
 
 
-@every_kind
+@both_kinds
 def test_other_channels_are_adapted(name, fetched, weights):
     model = create(name, pretrained=True, in_chans=1)
     first = f"{model.pretrained_cfg['first_conv']}.weight"
@@ -138,7 +138,7 @@ def test_other_channels_are_adapted(name, fetched, weights):
     assert len(fetched) == 1
 
 
-@every_kind
+@both_kinds
 @pytest.mark.parametrize("source", ["file", "url", "state_dict"])
 def test_another_source_wins(name, source, fetched, weights, tmp_path):
     other = create(name).state_dict()
@@ -157,7 +157,7 @@ def test_another_source_wins(name, source, fetched, weights, tmp_path):
     assert not fetched
 
 
-@every_kind
+@both_kinds
 @pytest.mark.parametrize("hub_id", [REPO, f"{REPO}@main", f"{REPO}@{'1' * 40}", f"other/weights@{REVISION}"])
 def test_only_the_pinned_commit_is_pinned(name, hub_id, fetched, monkeypatch):
     asked = []
@@ -173,7 +173,7 @@ def test_only_the_pinned_commit_is_pinned(name, hub_id, fetched, monkeypatch):
     assert not fetched
 
 
-@every_kind
+@both_kinds
 @pytest.mark.parametrize("kwargs", [{}, {"features_only": True}, {"features_only": True, "feature_cls": "getter"}])
 def test_a_model_knows_its_repository_and_no_path(name, kwargs, folders, fetched):
     overlay = {"crop_pct": 1.0}
@@ -186,7 +186,7 @@ def test_a_model_knows_its_repository_and_no_path(name, kwargs, folders, fetched
     assert not [key for key, module in model.named_modules() if str(folders) in repr(vars(module))]
 
 
-@every_kind
+@both_kinds
 def test_files_that_do_not_fit_are_refused(name, fetched, folders, weights, monkeypatch, tmp_path):
     weights.pop(next(key for key in weights if not key.startswith(tuple(heads(create(name))))))
     save_file(weights, tmp_path / "model.safetensors")
@@ -196,7 +196,7 @@ def test_files_that_do_not_fit_are_refused(name, fetched, folders, weights, monk
             create(name, pretrained=True, **kwargs)
 
 
-@every_kind
+@both_kinds
 def test_a_failed_download_loads_nothing(name, fetched, monkeypatch):
     def fetch(*args, **kwargs):
         raise ValueError("model.safetensors: another sha256")

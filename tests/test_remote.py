@@ -11,14 +11,13 @@ import shutil
 import signal
 import struct
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from local_hub import LocalHub, client
+from local_hub import Gate, LocalHub, client
 from safetensors.torch import load_file, save_file
 from test_hub import CONVOLUTIONAL, HOSTILE, SMALL
 from test_local_hub import NEEDS_XET
@@ -424,14 +423,13 @@ def test_what_is_no_repository(folder, repo):
 
 def test_a_commit_in_between_stops_a_push(hub, zoo, folder):
     hub.add(REPO, {"a": b"a"}, private=True)
-    hub.faults.append({"match": "/preupload/", "action": "delay", "seconds": 3})
+    gate = Gate()
+    hub.faults.append({"match": "/preupload/", "action": "hold", "gate": gate})
     with ThreadPoolExecutor() as pool:
         push = pool.submit(zoo, ["push", folder, REPO, "--yes"], status=[2])
-        for _ in range(600):
-            if any("/preupload/" in one.path or "/tree/" in one.path for one in list(hub.requests)):
-                break
-            time.sleep(0.1)
+        assert gate.reached()
         theirs = hub.add(REPO, {"b": b"b"})
+        gate.open()
         assert "(412) pushing to me/small.digits: somebody else has committed in between" in push.result()[0]
     assert hub.head(REPO) == theirs
 
@@ -445,7 +443,7 @@ def test_two_pushes_at_once(hub, tmp_path, exported):
 
     def push(folder):
         args = ["-m", "timm_mobilevit_zoo", "push", str(folder), REPO, "--yes"]
-        return client(args, hub, tmp_path / f"home-{folder.name}", token=ME)
+        return client(args, hub, tmp_path / f"home-{folder.name}", token=ME, own=True)
 
     with ThreadPoolExecutor() as pool:
         done = list(pool.map(push, folders))
@@ -457,14 +455,13 @@ def test_two_pushes_at_once(hub, tmp_path, exported):
 
 
 def test_a_repository_that_appears_after_the_look_is_left_alone(hub, zoo, folder):
-    hub.faults.append({"match": "/repos/create", "action": "delay", "seconds": 3})
+    gate = Gate()
+    hub.faults.append({"match": "/repos/create", "action": "hold", "gate": gate})
     with ThreadPoolExecutor() as pool:
         push = pool.submit(zoo, ["push", folder, REPO, "--yes"], status=[2])
-        for _ in range(600):
-            if not hub.faults:
-                break
-            time.sleep(0.1)
+        assert gate.reached()
         theirs = hub.add(REPO, {"config.json": b"theirs", "pytorch_model.bin": b"theirs"}, private=True)
+        gate.open()
         assert f"(409) creating {REPO}: it exists already, or is being changed" in push.result()[0]
     assert hub.head(REPO) == theirs
 
@@ -517,7 +514,7 @@ def test_a_hub_that_keeps_something_else_is_noticed(hub, zoo, folder):
 
 BAD_WAYS = {
     "cut": (dict(host="cdn", action="truncate", bytes=100_000, times=2), "done"),
-    "slow": (dict(host="cdn", action="slow", chunk=100_000, seconds=0.1), "done"),
+    "pieces": (dict(host="cdn", action="pieces", chunk=100_000), "done"),
     "corrupt": (dict(host="cdn", action="corrupt", offset=100_000), "done"),
     "no-range": (dict(host="cdn", action="no_range", times=9), "done"),
     "always-corrupt": (
@@ -587,19 +584,16 @@ say([load(), (damage(), load())[1], (damage("config.json"), load())[1], (damage(
 
 def test_a_killed_download_is_taken_up_again(hub, run, folder, tmp_path):
     sha = hub.add(REPO, contents(folder))
-    size = (folder / WEIGHTS).stat().st_size
-    hub.faults.append({"host": "cdn", "method": "GET", "action": "slow", "chunk": size // 8, "seconds": 1})
+    size, gate = (folder / WEIGHTS).stat().st_size, Gate()
+    hub.faults.append({"host": "cdn", "method": "GET", "action": "pieces", "chunk": size // 8, "gate": gate})
     code = "hub.load(sys.argv[1], revision=sys.argv[2])"
     process = client(["-c", TELL + code, REPO, sha], hub, tmp_path / "home", wait=False)
     try:
-        for _ in range(600):
-            if any(one.host == "cdn" for one in list(hub.requests)) or process.poll() is not None:
-                break
-            time.sleep(0.1)
-        time.sleep(2)
+        assert gate.reached(), "a part of the file has been sent"
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
+        gate.open()
     left = [path for path in (tmp_path / "home").rglob("*") if path.name.endswith(".incomplete")]
     assert left
     same(run("say(tell(hub.load(sys.argv[1], revision=sys.argv[2])))", REPO, sha, home="home"), folder)

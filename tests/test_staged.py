@@ -21,8 +21,8 @@ from zoo import (
     close,
     create,
     every_staged,
-    every_staged_first,
-    every_staged_size,
+    every_staged_family,
+    every_staged_kind,
     image,
 )
 
@@ -58,7 +58,7 @@ def test_a_family_defines_its_constructor_and_nothing_else():
 # Classifier
 
 
-@every_staged
+@every_staged_family
 def test_staged_head(name):
     model, x = create(name, num_classes=7), image()
     features = model.forward_features(x)
@@ -71,7 +71,7 @@ def test_staged_head(name):
     assert next(reversed(dict(model.named_children()))) == "head"
 
 
-@every_staged
+@every_staged_family
 def test_staged_reset_classifier(name):
     model, x = create(name, global_pool="max"), image()
     features = model.forward_features(x)
@@ -94,7 +94,7 @@ def test_staged_reset_classifier(name):
         model.reset_classifier(3, "median")
 
 
-@every_staged
+@every_staged_family
 def test_distilled_training(name):
     model, x = create(name, num_classes=5), image()
     heads = classifiers(model)
@@ -117,7 +117,7 @@ def test_distilled_training(name):
 # Feature levels
 
 
-@every_staged
+@every_staged_family
 @pytest.mark.parametrize("feature_cls", ["list", "dict", "hook", "getter"])
 def test_feature_wrappers_agree(name, feature_cls):
     x = image(75, 101)
@@ -135,7 +135,7 @@ def test_feature_wrappers_agree(name, feature_cls):
     assert not [n for n, p in model.named_parameters() if p.grad is None], "parameters that no level needs"
 
 
-@every_staged
+@every_staged_family
 @pytest.mark.parametrize("out_indices", [1, 3, (0,), (1, 2), (-1,), (-3, -1), (2, 3)])
 def test_out_indices(name, out_indices):
     model, x = create(name, features_only=True, out_indices=out_indices), image()
@@ -173,7 +173,7 @@ def test_a_classifiers_weights_load_into_the_backbone(name):
         assert torch.equal(level, expected)
 
 
-@every_staged
+@every_staged_family
 def test_staged_forward_intermediates(name):
     model, x = create(name), image()
     final, levels = model.forward_intermediates(x)
@@ -187,7 +187,7 @@ def test_staged_forward_intermediates(name):
         model.forward_intermediates(x, output_fmt="NLC")
 
 
-@every_staged
+@every_staged_family
 def test_staged_pruning(name):
     model, x = create(name), image()
     levels = model.forward_intermediates(x, intermediates_only=True)
@@ -205,7 +205,7 @@ def test_staged_pruning(name):
 # Dilation
 
 
-@every_staged
+@every_staged_family
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
 def test_output_stride(name, output_stride):
     model, dilated = create(name), create(name, output_stride=output_stride)
@@ -226,7 +226,7 @@ def test_output_stride(name, output_stride):
         assert torch.equal(dilated(x), model(x))
 
 
-@every_staged
+@every_staged_family
 def test_a_dilated_map_holds_the_cells_of_the_map(name):
     x = image(128, 128)
     levels = create(name).forward_intermediates(x, intermediates_only=True)
@@ -237,7 +237,7 @@ def test_a_dilated_map_holds_the_cells_of_the_map(name):
             close(fine[:, :, ::step, ::step], level, 1e-4)
 
 
-@every_staged
+@every_staged_family
 @pytest.mark.parametrize("output_stride", [0, 4, 12, 64, "8", None, 16.5])
 def test_another_output_stride_is_refused(name, output_stride):
     if output_stride is None:
@@ -250,7 +250,7 @@ def test_another_output_stride_is_refused(name, output_stride):
 # Any image size
 
 
-@every_staged_size
+@every_staged_kind
 def test_any_image_size(name):
     model, backbone = create(name, num_classes=3), create(name, features_only=True)
     reductions = backbone.feature_info.reduction()
@@ -275,7 +275,7 @@ def test_any_image_size(name):
     assert len(tried) >= 20
 
 
-@every_staged
+@every_staged_family
 @pytest.mark.parametrize("size", [(4, 4), (5, 31), (37, 223), (224, 224), (256, 64)])
 def test_border_sizes(name, size):
     logits = create(name, num_classes=3)(image(*size))
@@ -286,7 +286,7 @@ def test_border_sizes(name, size):
 # Wrong input
 
 
-@every_staged
+@every_staged_family
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -307,7 +307,7 @@ def test_wrong_arguments_are_named(name, arguments, message):
         timm.create_model(name, **arguments)
 
 
-@every_staged
+@every_staged_family
 @pytest.mark.parametrize("features_only", [False, True])
 @pytest.mark.parametrize(
     ("shape", "message"),
@@ -322,7 +322,7 @@ def test_wrong_images_are_named(name, features_only, shape, message):
         create(name, features_only=features_only)(torch.zeros(shape))
 
 
-@every_staged
+@every_staged_family
 def test_dtype_keeps_the_initial_weights(name):
     typed, cast = create(name, dtype=torch.bfloat16).state_dict(), create(name).bfloat16().state_dict()
     assert all(torch.equal(typed[key], cast[key]) for key in cast)
@@ -331,7 +331,7 @@ def test_dtype_keeps_the_initial_weights(name):
 # Training
 
 
-@every_staged
+@every_staged_family
 def test_gradient_checkpointing_reaches_every_stage(name):
     model = create(name)
     for enable in (True, False):
@@ -339,7 +339,7 @@ def test_gradient_checkpointing_reaches_every_stage(name):
         assert [m.grad_checkpointing for m in model.modules() if isinstance(m, Stage)] == 4 * [enable]
 
 
-@every_staged
+@every_staged_family
 def test_staged_layer_groups(name):
     model = create(name)
     groups = group_parameters(model, model.group_matcher(), reverse=True)
@@ -358,7 +358,7 @@ def test_staged_layer_groups(name):
 # Compilers and tracers
 
 
-@every_staged_size
+@every_staged_kind
 def test_staged_torchscript(name):
     model, x = create(name), image(75, 101)
     scripted = torch.jit.script(model)
@@ -371,7 +371,7 @@ def test_staged_torchscript(name):
         scripted(image(chans=1))
 
 
-@every_staged_size
+@every_staged_kind
 def test_staged_fx(name):
     model, x = create(name), image(75, 101)
     traced = torch.fx.symbolic_trace(model)
@@ -383,7 +383,7 @@ def test_staged_fx(name):
     close(sum(extractor(x)[name] for name in names) / len(names), model(x))
 
 
-@every_staged_first
+@every_staged_kind
 @pytest.mark.parametrize("strict", [False, True] if EVERY_SIZE else [False])
 def test_staged_export(name, strict):
     model = create(name)

@@ -48,7 +48,7 @@ LEFT_OUT: dict[str, tuple[str, ...]] = {
     "pull": ("cache_dir", "token"),
     "page": ("models",),
 }
-SHELLS = ("bash", "zsh", "tcsh")
+SHELLS = ("bash", "zsh")
 
 
 def parse(argv: Sequence[str]) -> dict[str, Any]:

@@ -12,10 +12,6 @@ from typing import Any
 import torch
 from timm.layers import Attention, LayerNorm2d, LayerScale, LayerScale2d, to_2tuple
 from timm.layers import LayerNorm as TimmLayerNorm
-from timm.models.mobilevit import MobileVitBlock, MobileVitV2Block
-from timm.models.swin_transformer import SwinTransformerBlock
-from timm.models.swin_transformer_v2 import SwinTransformerV2Block
-from timm.models.swin_transformer_v2_cr import SwinTransformerV2CrBlock
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -105,12 +101,13 @@ def _layer_norm(norm: Any) -> nn.Module | None:
     return _means(norm, nn.Linear(dim, 1, bias=False), _Means, (dim,))
 
 
-@keys_of(MobileVitBlock, MobileVitV2Block)
+# Each version of MobileViT and of Swin has classes of its own, and others write them again.
+@keys_of(having=("patch_size", "transformer"))
 def _lay_out_patches(block: Any, shape: tuple[int, ...]) -> Keys:
     return patch_keys(shape[2:], block.patch_size)
 
 
-@keys_of(SwinTransformerBlock, SwinTransformerV2Block, SwinTransformerV2CrBlock)
+@keys_of(having=("shift_size", "window_size"))
 def _lay_out_windows(block: Any, shape: tuple[int, ...]) -> Keys:
     return window_keys(shape[1:3], to_2tuple(block.window_size), to_2tuple(block.shift_size))
 

@@ -44,6 +44,7 @@ groups there are; and how many keys each of them has, padding included."""
 
 _forms: dict[Kind, dict[type, Callable[[Any], nn.Module | None]]] = {}
 _keys: dict[type, Callable[[Any, tuple[int, ...]], Keys]] = {}
+_keys_by_attributes: dict[tuple[str, ...], Callable[[Any, tuple[int, ...]], Keys]] = {}
 _types: dict[type, type] = {}
 _scales: dict[type, tuple[str, int | None]] = {}
 
@@ -75,19 +76,29 @@ def formed(network: nn.Module, *kinds: Kind) -> nn.Module:
     return network
 
 
-def keys_of(*classes: type) -> Callable[[AnyT], AnyT]:
-    """Decorate a function of a layer and of its map's shape, which returns how the layer lays that out as `Keys`."""
+def keys_of(*classes: type, having: tuple[str, ...] = ()) -> Callable[[AnyT], AnyT]:
+    """Decorate a function of a layer and of its map's shape, which returns how the layer lays that out as `Keys`.
+
+    Args:
+        *classes: Types of the layer.
+        having: Attributes by which a layer of any other class is known, which several makers write in the same way.
+    """
 
     def decorate(lay_out: AnyT) -> AnyT:
         _keys.update(dict.fromkeys(classes, lay_out))
+        if having:
+            _keys_by_attributes[having] = lay_out
         return lay_out
 
     return decorate
 
 
 def keys_at(layer: nn.Module) -> Callable[[Any, tuple[int, ...]], Keys] | None:
-    """Return the function that `keys_of` decorated for a layer's class, None for a layer that lays out nothing."""
-    return next((_keys[cls] for cls in type(layer).__mro__ if cls in _keys), None)
+    """Return the function that `keys_of` decorated for a layer, None for a layer that lays out nothing."""
+    if cls := next((cls for cls in type(layer).__mro__ if cls in _keys), None):
+        return _keys[cls]
+    alike = (names for names in _keys_by_attributes if all(hasattr(layer, name) for name in names))
+    return _keys_by_attributes.get(next(alike, ()))
 
 
 def like(cls: type) -> Callable[[ClassT], ClassT]:
