@@ -27,6 +27,7 @@ from timm_mobilevit_zoo.bench.runners import (
 )
 from timm_mobilevit_zoo.cli import main
 from timm_mobilevit_zoo.models.probe import gmacs
+from timm_mobilevit_zoo_cli.checks import LEAST_ROUNDS
 
 NAME, SIDE = "mobilevitv3_xxs", 32
 SMALL = {"img_size": (SIDE,), "rounds": 5}
@@ -106,7 +107,7 @@ class Bar:
         self.done += steps
 
 
-@pytest.mark.parametrize(("seconds", "rounds"), [(1e9, 7), (1e-9, bench.LEAST_ROUNDS)])
+@pytest.mark.parametrize(("seconds", "rounds"), [(1e9, 7), (1e-9, LEAST_ROUNDS)])
 def test_candidates_take_turns_within_rounds_and_time(monkeypatch, seconds, rounds):
     calls, timed, bar = [lambda: "a", lambda: "b", lambda: "c"], [], Bar()
 

@@ -23,7 +23,8 @@ from timm_mobilevit_zoo import cli
 from timm_mobilevit_zoo.maps.drawing import panels_of
 from timm_mobilevit_zoo.maps.recording import record
 from timm_mobilevit_zoo.models.probe import seed_weights
-from timm_mobilevit_zoo.page import ortweb, page, serve, server, write
+from timm_mobilevit_zoo.page import ortweb, page, serve, write
+from timm_mobilevit_zoo.page.server import POLICY
 
 NAME = KINDS[1]  # small, and it has maps
 PLAIN = "test_resnet"  # timm's; it has none
@@ -84,7 +85,7 @@ def test_what_is_written(networks, runtime, tmp_path):
     assert (target / "runtime" / "LICENSE").read_text().count("Copyright (c) Microsoft Corporation") == 1
     assert sorted(path.name for path in (target / "runtime").iterdir()) == sorted([*ortweb.PARTS, "LICENSE"])
     html = (target / "index.html").read_text()
-    assert f'content="{server.POLICY}"' in html
+    assert f'content="{POLICY}"' in html
     assert "{{" not in html
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -251,7 +252,7 @@ def test_the_command_writes_and_serves(runtime, tmp_path):
                 assert headers["Content-Type"] == kind
                 assert headers["Cross-Origin-Opener-Policy"] == "same-origin"
                 assert headers["Cross-Origin-Embedder-Policy"] == "require-corp"
-                assert headers["Content-Security-Policy"] == server.POLICY
+                assert headers["Content-Security-Policy"] == POLICY
             for path in ("models/", "nothing", "../runtime/package.json", "%2e%2e/runtime/package.json"):
                 with pytest.raises(urllib.error.HTTPError, match="404"):
                     get(url + path)

@@ -12,7 +12,7 @@ from timm.models import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from timm_mobilevit_zoo.models.traits import formed, scale_of, scaled, torch_type
+from timm_mobilevit_zoo.models.traits import formed, is_scale, scale_of, scaled, torch_type
 
 from .prepack import ACTIVATIONS, check_prepack, packed
 
@@ -71,7 +71,7 @@ def fuse(model: nn.Module, *, prepack: bool = False) -> nn.Module:
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         kept = (*_NORMS, *_NOTHING, *get_notrace_modules())
-        known = scale_of(m) is not None or torch_type(m) is not type(m)
+        known = is_scale(m) or torch_type(m) is not type(m)
         return known or isinstance(m, kept) or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -98,8 +98,8 @@ class _Folder:
                 continue
             if type(module) in _NORMS:
                 self._fold_norm(node, module)
-            elif found := scale_of(module):
-                self._fold_scale(node, *found)
+            elif is_scale(module):
+                self._fold_scale(node, *scale_of(module))
 
     def prepack(self) -> None:
         for node in self.nodes:

@@ -122,13 +122,14 @@ def draw_file(
         FileNotFoundError: For a path that is not there.
         ModuleNotFoundError: Without the extra `viz`.
     """
-    check("maps", dict(locals()))
+    given = dict(locals())
     target, folder = Path(output), Path(model.removeprefix("local-dir:"))
     endings = require("matplotlib.figure", "viz").Figure().canvas.get_supported_filetypes()
     if target.suffix.lower().removeprefix(".") not in endings:
         raise ValueError(
             f"output={output!r} must end in one of {', '.join('.' + ending for ending in sorted(endings))}"
         )
+    check("maps", given)
     is_folder = (folder / "config.json").is_file()
     network = _load(str(folder) if is_folder else model, pretrained, checkpoint, img_size)
     chans = network.pretrained_cfg["input_size"][0]

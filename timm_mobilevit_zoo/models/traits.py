@@ -19,6 +19,7 @@ __all__ = [
     "Kind",
     "form_of",
     "formed",
+    "is_scale",
     "keys_at",
     "keys_of",
     "like",
@@ -131,10 +132,15 @@ def scales_by(factor: str, channels: int | None = None) -> Callable[[ClassT], Cl
     return decorate
 
 
-def scale_of(layer: nn.Module) -> tuple[Tensor | float, int | None] | None:
-    """Return by what a layer multiplies and the dimension of its channels, as `scales_by` says; None for others."""
-    factor, channels = _scales.get(type(layer), ("", None))
-    return (getattr(layer, factor), channels) if factor else None
+def is_scale(layer: nn.Module) -> bool:
+    """Tell whether a layer does nothing but multiply, as `scales_by` says; no tensor of it is looked at."""
+    return type(layer) in _scales
+
+
+def scale_of(layer: nn.Module) -> tuple[Tensor | float, int | None]:
+    """Return by what a layer multiplies that `is_scale`, and the dimension of its channels."""
+    factor, channels = _scales[type(layer)]
+    return getattr(layer, factor), channels
 
 
 def scaled(layer: Any, scale: Tensor | float) -> nn.Module:
