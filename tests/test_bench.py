@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from zoo import KINDS
 
 from timm_mobilevit_zoo import bench
 from timm_mobilevit_zoo.bench import report, runners
@@ -389,7 +390,7 @@ def test_int8_is_measured_beside_fp32():
 
 
 def test_openvino_is_measured_in_16_bits_where_the_cpu_has_them():
-    rows = bench.bench(["cloformer_xxs"], backend=("eager", "openvino"), dtype=("fp32", "bf16"), device="cpu", **SMALL)
+    rows = bench.bench([KINDS[1]], backend=("eager", "openvino"), dtype=("fp32", "bf16"), device="cpu", **SMALL)
     assert [(row["backend"], row["dtype"]) for row in rows] == [
         *[("eager", "fp32"), ("eager", "bf16")],
         *[("openvino", "fp32"), ("openvino", "bf16")],

@@ -54,6 +54,25 @@ def test_onnx(name, photos, tmp_path):
             )
 
 
+def test_accuracy_is_told(run, digits, tmp_path, capsys):
+    given = ["export", str(run[0]), "--format=onnx", f"--output={tmp_path / 'digits.onnx'}"]
+    with pytest.raises(SystemExit) as done:
+        cli.main([*given, f"--int8={digits / 'train'}", f"--images={digits / 'val'}"])
+    out = capsys.readouterr().out
+    assert done.value.code == 0
+    found = json.loads((tmp_path / "digits.onnx.json").read_text())
+    assert found["checks"]["calibration"]["images"] == found["int8"]["images"] == 48
+    assert found["checks"]["real"]["images"] == 12
+    accuracy = found["checks"]["real"]["accuracy"]
+    assert 100 * accuracy["eager"] == pytest.approx(run[1]["val_top1"])
+    assert abs(accuracy["file"] - accuracy["eager"]) < 2.5 / 12
+    errors = [layer["error"] for layer in found["int8"]["layers"]]
+    assert errors == sorted(errors, reverse=True)
+    assert found["files"]["digits.onnx"]["bytes"] < 0.35 * found["int8"]["float_weights_bytes"]
+    assert f"accuracy on these: {100 * accuracy['eager']:.2f}% before, {100 * accuracy['file']:.2f}% in the file" in out
+    assert f"{found['int8']['layers'][0]['name']}: off by {100 * errors[0]:.1f}%" in out
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The demo's data and its model, of less training."""
@@ -64,6 +83,7 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_accuracy_on_digits(trained, tmp_path, capsys):
     given = ["export", str(trained / "run"), "--format=onnx", f"--output={tmp_path / 'digits.onnx'}"]
     given += [f"--int8={trained / 'digits' / 'train'}", f"--images={trained / 'digits' / 'val'}"]

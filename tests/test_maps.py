@@ -18,7 +18,7 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from timm.utils import AttentionExtract
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
-from zoo import FIRST, FIXED, NAMES, every_name, image, limits, sizes
+from zoo import EVERY_SIZE, FIRST, FIXED, KINDS, NAMES, every_name, image, limits, sizes
 
 from timm_mobilevit_zoo.attention import CloAttention
 from timm_mobilevit_zoo.cli import main
@@ -203,7 +203,7 @@ def test_shapes_of_the_leading_dimensions():
 
 
 @pytest.mark.parametrize("method", ["fx", "hook"])
-@pytest.mark.parametrize("name", FIRST_OURS)
+@pytest.mark.parametrize("name", OURS if EVERY_SIZE else [name for name in FIRST_OURS if name in KINDS])
 def test_timms_attention_extract_finds_the_same_maps_under_its_default_names(name, method):
     _, x, found = built(name)
     model = build(name)

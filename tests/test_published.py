@@ -228,7 +228,9 @@ for name in names:
 """
 
 
-@pytest.mark.parametrize("layout", ["timm_mobilevit_zoo/hub_configs", "hub_configs"])
+@pytest.mark.parametrize(
+    "layout", ["timm_mobilevit_zoo/hub_configs", pytest.param("hub_configs", marks=pytest.mark.slow)]
+)
 def test_a_package_with_published_weights(folders, tmp_path, layout):
     package = shutil.copytree(ROOT / "timm_mobilevit_zoo", tmp_path / "timm_mobilevit_zoo")
     configs = shutil.copytree(ROOT / "hub_configs", tmp_path / layout)

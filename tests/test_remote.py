@@ -724,6 +724,7 @@ def test_the_page_on_weights_runs(hub, run, zoo, folder, tmp_path):
 # Names
 
 
+@pytest.mark.slow
 def test_a_name_with_pins_is_pretrained(hub, run, tmp_path, exported):
     """The package's copy here has a hub config that carries a repository and pins."""
     name, folder = SMALL, tmp_path / "weights"

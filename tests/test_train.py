@@ -15,60 +15,25 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from runs import ENOUGH, FAST, MODEL, QUICK
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from zoo import EVERY_SIZE, FIXED, GOLDEN, RECORDED, author_weights
 
 from timm_mobilevit_zoo.common.images import read_image
-from timm_mobilevit_zoo.demo import write_digits
 from timm_mobilevit_zoo.predict import load, predict
 from timm_mobilevit_zoo.train import folder as train_folder
 from timm_mobilevit_zoo.train import run as train_run
 from timm_mobilevit_zoo.train import train
 from timm_mobilevit_zoo.train.data import folder_data
 
-MODEL = "cloformer_xxs"
-FAST = "vit_nano_patch4_32"  # for what any network shows: it has a quarter of the layers
 WITH_TOKEN = next(name for name in FIXED if timm.get_pretrained_cfg(name).classifier == ("head", "head_dist"))
 GOLDEN_OF_MODEL = next(path for path in GOLDEN if path.stem == MODEL)
-QUICK = dict(
-    model=FAST,
-    img_size=32,
-    crop_pct=1.0,
-    epochs=2,
-    batch_size=16,
-    warmup_epochs=1,
-    workers=0,
-    hflip=0.0,
-    scale=(0.8, 1.0),
-)
-
-# Enough steps for every seed: with half as many, BatchNorm's statistics lag behind the weights of some.
-ENOUGH = {"model": MODEL, "epochs": 6, "batch_size": 8, "smoothing": 0.0, "seed": 1}
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory):
-    """Three of the ten digits, 16 training and 4 validation images each."""
-    whole, few = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("few")
-    assert write_digits(whole / "digits") == {"train": 1433, "val": 364}
-    for split, count in (("train", 16), ("val", 4)):
-        for digit in "013":
-            (few / split / digit).mkdir(parents=True)
-            for path in sorted((whole / "digits" / split / digit).iterdir())[:count]:
-                shutil.copy(path, few / split / digit)
-    return few
 
 
 @pytest.fixture
 def copied(digits, tmp_path):
     return Path(shutil.copytree(digits, tmp_path / "data"))
-
-
-@pytest.fixture(scope="session")
-def run(digits, tmp_path_factory):
-    out = tmp_path_factory.mktemp("run") / "out"
-    return out, train(str(digits), output=str(out), **QUICK | ENOUGH)
 
 
 def rows(out):
