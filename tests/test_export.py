@@ -11,7 +11,7 @@ import timm
 import torch
 from PIL import Image
 from torch import nn
-from zoo import FIXED, create, every_family, every_kind, every_staged_kind, own_image
+from zoo import FIXED, create, every_family, every_kind, every_staged_family, every_staged_kind, own_image
 
 from timm_mobilevit_zoo import cli, export
 from timm_mobilevit_zoo.export import formats, plain, rewrite
@@ -30,7 +30,7 @@ def own_size(name):
     return {} if name in FIXED else {"size": SIZE}
 
 
-@every_kind
+@every_family
 def test_onnx(name, tmp_path):
     network = seeded(name)
     before = {key: value.clone() for key, value in network.state_dict().items()}
@@ -48,7 +48,7 @@ def test_onnx(name, tmp_path):
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
 
 
-@every_staged_kind
+@every_staged_family
 def test_onnx_of_any_batch_and_size(name, tmp_path):
     found = export.to_onnx(seeded(name), str(tmp_path / "file.onnx"), size=SIZE, dynamic=("batch", "size"))
     assert found["input"]["shape"] == [None, 3, None, None]

@@ -48,14 +48,14 @@ def parse_early() -> None:
     Python imports a package before it runs its `__main__`, and this one's import is what takes long: so its `__init__`
     calls this first. For every other import it does nothing.
     """
-    words = sys.orig_argv
-    is_command = sys.argv[:1] == ["-m"] and "-m" in words and words[words.index("-m") + 1 :][:1] == [PACKAGE]
+    words, given = sys.orig_argv, getattr(sys, "argv", [])  # which an interpreter inside another program may lack
+    is_command = given[:1] == ["-m"] and "-m" in words and words[words.index("-m") + 1 :][:1] == [PACKAGE]
     if not is_command:
         return
-    if script := _script(sys.argv[1:]):
+    if script := _script(given[1:]):
         launch.program(script[1:])
     else:
-        args = parse(sys.argv[1:])
+        args = parse(given[1:])
         try:
             check(args.pop("command"), args)
         except (ValueError, OSError) as error:
