@@ -41,6 +41,10 @@ def picture(tmp_path):
     return tmp_path / "picture.png"
 
 
+def test_help_before_a_command_is_of_all(capsys):
+    assert call(capsys, "--help", "train") == call(capsys, "--help")
+
+
 def test_help_tells_every_option(capsys):
     code, out, _ = call(capsys, "train", "--help")
     assert code == 0
@@ -127,6 +131,11 @@ def test_arguments_that_are_not_typed_have_the_functions_defaults():
         False,
         True,
     )
+
+
+def test_run_is_for_the_launcher():
+    with pytest.raises(ValueError, match="run needs a script or -m MODULE"):
+        main(["--trace", "run", "a.py"])  # short for --traceback, which is not taken off in front of `run`
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])

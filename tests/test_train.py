@@ -415,6 +415,7 @@ def test_resuming_before_the_first_epoch_ended_starts_anew(digits, tmp_path, mon
         ({"scale": (0.5, 0.1)}, "scale=.* the smaller first"),
         ({"crop_pct": 0.0}, "crop_pct=0.0 must be above 0"),
         ({"num_classes": 7}, "num_classes=7 is for a named data set"),
+        ({"in_chans": None}, "in_chans=None must be 1"),
     ],
 )
 def test_wrong_options_are_named(digits, tmp_path, options, message):

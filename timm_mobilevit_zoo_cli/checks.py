@@ -26,6 +26,7 @@ __all__ = [
 
 Options = Mapping[str, Any]
 
+_OPTIONAL = {"clip_grad", "crop_pct", "img_size", "lr", "size", "temperature", "tolerance"}  # None is a value of theirs
 INDEX = Path("models", "index.json")  # what a page reads first
 LEAST_ROUNDS = 5  # of a comparison: quartiles of fewer say nothing
 
@@ -101,9 +102,10 @@ def need_page(folder: str) -> None:
 
 
 def _need(options: Options, names: Iterable[str], holds: Callable[[Any], bool], right: str) -> None:
-    """Refuse those arguments that are given, not None, and do not hold."""
+    """Refuse those arguments that are given and do not hold."""
     for name in names:
-        if options[name] is not None and not holds(options[name]):
+        left_out = options[name] is None and name in _OPTIONAL
+        if not left_out and not holds(options[name]):
             raise ValueError(f"{name}={options[name]} {right}")
 
 
@@ -123,7 +125,7 @@ def _train(options: Options) -> None:
     if not options["dataset"] and not Path(options["data"]).is_dir():
         raise FileNotFoundError(f"data={options['data']!r} is not a folder")
     _need_file(options, ("checkpoint",), "is not a file")
-    _need(options, ("epochs", "batch_size", "grad_accum_steps", "img_size"), lambda n: n >= 1, "must be at least 1")
+    _need(options, ("epochs", "batch_size", "grad_accum_steps", "img_size"), lambda n: not n < 1, "must be at least 1")
     shares = ("alpha", "smoothing", "hflip", "vflip", "reprob")
     _need(options, shares, lambda share: 0 <= share <= 1, "must lie in 0..1")
     _need(options, ("val_fraction", "ema_decay"), lambda share: 0 < share < 1, "must lie between 0 and 1")
@@ -145,9 +147,9 @@ def _train(options: Options) -> None:
         raise ValueError(f"warmup_epochs={options['warmup_epochs']} must be below epochs={options['epochs']}")
     if (options["mixup"] or options["cutmix"]) and options["batch_size"] % 2:
         raise ValueError(f"batch_size={options['batch_size']} must be even for mixup and cutmix")
-    teacher = Path(options["teacher"])
-    if options["teacher"] and teacher.is_dir() and not (teacher / "config.json").is_file():
-        raise FileNotFoundError(f"teacher={str(teacher)!r} is no folder that train left: it holds no config.json")
+    teacher = options["teacher"]
+    if teacher and Path(teacher).is_dir() and not Path(teacher, "config.json").is_file():
+        raise FileNotFoundError(f"teacher={teacher!r} is no folder that train left: it holds no config.json")
 
 
 def _predict(options: Options) -> None:
@@ -174,7 +176,7 @@ def _maps(options: Options) -> None:
 def _convert(options: Options) -> None:
     check_card({name: options[name] for name in CARD_WORDS if options[name]})
     if not Path(options["checkpoint"]).is_file():
-        raise FileNotFoundError(f"checkpoint={str(options['checkpoint'])!r} is no file")
+        raise FileNotFoundError(f"checkpoint={str(Path(options['checkpoint']))!r} is no file")
     new_folder(options["output"], "folder")
 
 

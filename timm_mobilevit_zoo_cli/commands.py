@@ -154,6 +154,10 @@ def _demo(**args: Any) -> int:
     return 0
 
 
+def _run(**args: Any) -> int:
+    raise ValueError("run needs a script or -m MODULE")
+
+
 def _completion(shell: str) -> int:
     try:
         import shtab
@@ -184,5 +188,6 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "bench": _bench,
     "page": _page,
     "demo": _demo,
+    "run": _run,
     "completion": _completion,
 }

@@ -57,8 +57,8 @@ def parse(argv: Sequence[str]) -> dict[str, Any]:
     Raises:
         SystemExit: With status 2 for wrong words, which are told on stderr; with 0 after help or the version.
     """
-    first = next((word for word in argv if not word.startswith("-")), "")
-    given = vars(parser((first,) if first in (*SOURCES, "run", "completion") else None).parse_args(argv))
+    first = next((word for word in argv if word != "--traceback"), "")
+    given = vars(parser((first,) if first in SOURCES else None).parse_args(argv))
     return _defaults(given["command"]) | given
 
 

@@ -236,7 +236,7 @@ def _check_labels(config: Mapping[str, Any], classes: int) -> None:
 
 
 def check_probe_form(found: Any) -> None:
-    """Refuse a `probe` that is not the seed and the logits of `_probe.probe`."""
+    """Refuse a `probe` that is not the seed and the logits of `models.probe.probe`."""
     _need(isinstance(found, dict) and found.keys() == {"seed", "logits"}, "probe must have seed and logits, only these")
     seed, logits = found["seed"], found["logits"]
     _need(_whole(seed, SEED, SEED), f"probe.seed={str(seed)[:80]} must be {SEED}, the only one whose image is known")

@@ -124,4 +124,4 @@ class _PooledWindows(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if any(side % self.window_size for side in x.shape[2:]):
             return self.partial(x)
-        return F.avg_pool2d(x, self.window_size)
+        return F.avg_pool2d(x, self.window_size, self.window_size)
