@@ -78,6 +78,16 @@ def test_predict_json_in_a_shell(folder, picture, tmp_path):
     assert "none.png cannot be read: FileNotFoundError" in bad["error"]
 
 
+def test_images_that_are_all_missing_need_no_network(capsys, folder, picture, monkeypatch):
+    code, among, _ = call(capsys, "predict", folder, "none.png", picture, "nor.png")
+    assert code == 1
+    monkeypatch.setattr("timm_mobilevit_zoo.models.loading.load", lambda model: pytest.fail("it began"))
+    code, alone, _ = call(capsys, "predict", folder, "none.png", "nor.png")
+    assert code == 1
+    first, _, last = among.splitlines()
+    assert alone.splitlines() == [first, last]
+
+
 def test_errors_are_one_line(capsys, folder, picture, tmp_path):
     code, _, err = call(capsys, "predict", tmp_path, picture)
     assert code == 2
@@ -169,6 +179,7 @@ def test_completion_without_its_extra(capsys, monkeypatch):
         (["export", "m", "--format", "onnx", "-o", "none/a.onnx"], "output='none/a.onnx' needs a folder that exists"),
         (["export", "m", "--format", "onnx", "-o", "a.onnx", "--int8", "none"], "int8='none' must be a folder with"),
         (["bench", "m", "--rounds", "4"], "rounds=4 must be at least 5, or quartiles say nothing"),
+        (["page", "runs/none", "-o", "site"], "model='runs/none' is no folder with a config.json and weights"),
         (["page", "m", "-o", "none/site"], "output='none/site' needs a folder that exists"),
         (["page", "-o", "site"], "models=() must be a list of at least one model"),
         (["page", "-o", ".", "--serve"], "folder='.' must be a page that this command wrote"),

@@ -15,6 +15,7 @@ from zoo import FIXED, create, every_family, every_kind, every_staged_family, ev
 
 from timm_mobilevit_zoo import cli, export
 from timm_mobilevit_zoo.export import formats, plain, rewrite
+from timm_mobilevit_zoo.export.format import quiet
 from timm_mobilevit_zoo.models import traits
 from timm_mobilevit_zoo.models.probe import seed_weights
 
@@ -89,7 +90,7 @@ def test_the_portable_form_is_equal(name):
 @torch.no_grad()
 def test_ncnn_gets_no_slice_by_a_step(name):
     network, x = seeded(name), own_image(name, batch=1)
-    with rewrite.PooledSlices():
+    with quiet(), rewrite.PooledSlices():
         traced = torch.jit.trace(rewrite.split(network), x, check_trace=False)
     torch.testing.assert_close(traced(x), network(x), rtol=1e-4, atol=1e-5 * float(network(x).abs().max()))
     graph = traced.inlined_graph

@@ -235,6 +235,8 @@ def _page(options: Options) -> None:
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise ValueError(f"output={output!r} must be a new or empty folder")
     _need_images(options, ("images",))
+    for model in models:
+        is_folder(model)
 
 
 def _demo(options: Options) -> None:

@@ -22,10 +22,12 @@ def _train(**args: Any) -> int:
 
 
 def _predict(model: str, images: list[str], as_json: bool, **args: Any) -> int:
-    from timm_mobilevit_zoo.models.loading import load
-    from timm_mobilevit_zoo.train.predict import predict
+    results = _missing(images)
+    if len(results) < len(images):  # or else no network is needed to say what there is to say
+        from timm_mobilevit_zoo.models.loading import load
+        from timm_mobilevit_zoo.train.predict import predict
 
-    results = predict(load(model), images, **args)
+        results = predict(load(model), images, **args)
     if as_json:
         for line in json.dumps(results, indent=2).splitlines():
             _say(line)
@@ -35,6 +37,17 @@ def _predict(model: str, images: list[str], as_json: bool, **args: Any) -> int:
             found = "  ".join(f"{entry['label']} {100 * entry['probability']:.1f}%" for entry in classes)
             _say(f"{result['image']}: {found}" if found else result["error"])
     return 1 if any("error" in result for result in results) else 0
+
+
+def _missing(images: Sequence[str]) -> list[dict[str, Any]]:
+    """Return what `predict` does of those images that are not there."""
+    results: list[dict[str, Any]] = []
+    for image in images:
+        try:
+            os.stat(image)
+        except OSError as error:
+            results.append({"image": image, "error": f"{image} cannot be read: {type(error).__name__}: {error}"})
+    return results
 
 
 def _maps(**args: Any) -> int:
