@@ -263,8 +263,7 @@ class CloFormer(StagedModel):
             nn.Conv2d(dim, dim, 1),
             nn.GroupNorm(1, dim),
         )
-        stages = []
-        strides = dilations(output_stride)
+        strides, stages = dilations(output_stride), list[nn.Module]()
         for level, dim in enumerate(embed_dims):
             dilation = strides[level][-1]
             heads, kernel, window = num_heads[level], kernel_sizes[level], window_sizes[level]

@@ -2,8 +2,8 @@
 
 MobileViT's block fuses its input with what the transformer found, by a 3x3 convolution. Here the transformer's result
 meets the local features that it was made from, in a 1x1 convolution that looks at one cell at a time, and the input
-comes back as a shortcut. The local 3x3 convolution is depthwise; what this saves goes into width. There are two kinds:
-one on MobileViT's network, with its softmax attention, and one on MobileViTv2's, with its separable attention.
+comes back as a shortcut. The local 3x3 convolution is depthwise; what this saves goes into width. One kind is on
+MobileViT's network, with softmax attention, the other on MobileViTv2's, with separable attention.
 
 Paper: MobileViTv3: Mobile-Friendly Vision Transformer with Simple and Effective Fusion of Local, Global and Input
     Features (2022), https://arxiv.org/abs/2209.15159
@@ -36,10 +36,10 @@ from .traits import Keys, keys_of, patch_keys
 __all__ = ["MobileViTv3", "MobileViTv3Block"]
 
 # What tests ask of every model and these cannot do: their names, and why.
-_JOINT = "separable attention's norm takes the mean over all cells of the map: dilation makes more"
-limits = {"test_a_family_has_a_recording": "the authors' licence forbids what could make one"} | {
-    f"test_a_dilated_map_holds_the_cells_of_the_map[mobilevitv3_{width}]": _JOINT for width in ("050", "075", "100")
-}
+limits = {"test_a_family_has_a_recording": "the authors' licence forbids what could make one"} | dict.fromkeys(
+    [f"test_a_dilated_map_holds_the_cells_of_the_map[mobilevitv3_{width}]" for width in ("050", "075", "100")],
+    "separable attention's norm takes the mean over all cells of the map: dilation makes more",
+)
 
 
 def _conv_norm(
@@ -132,8 +132,7 @@ class MobileViTv3Block(nn.Module):
         check_sizes(locals(), ("dim", "transformer_dim", "depth", "num_heads", "patch_size", "dilation"))
         if transformer_dim % num_heads and not separable:
             raise ValueError(f"transformer_dim={transformer_dim} must be a multiple of num_heads={num_heads}")
-        hidden = int(mlp_ratio * transformer_dim)
-        if hidden < 1:
+        if (hidden := int(mlp_ratio * transformer_dim)) < 1:
             raise ValueError(f"mlp_ratio={mlp_ratio} leaves no hidden channel of transformer_dim={transformer_dim}")
         rates = drop_path or (0.0,) * depth
         if len(rates) != depth or not all(0 <= rate < 1 for rate in rates):
