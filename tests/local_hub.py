@@ -83,17 +83,17 @@ def read_card(file: File | None) -> tuple[dict[str, Any], list[str]]:
 
 
 class Gate:
-    """Where a request stops until a test lets it go on; who waits longer than a minute goes on, too."""
+    """Where a request stops until a test lets it go on; who waits longer than a client may take goes on, too."""
 
     def __init__(self) -> None:
         self._reached, self._open = threading.Event(), threading.Event()
 
     def hold(self) -> None:
         self._reached.set()
-        self._open.wait(60)
+        self._open.wait(200)
 
     def reached(self) -> bool:
-        return self._reached.wait(60)
+        return self._reached.wait(200)
 
     def open(self) -> None:
         self._open.set()
