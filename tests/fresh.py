@@ -90,13 +90,16 @@ def _parent():
 
 def run(args, *, cwd, env=None, timeout=200):
     """Run Python with arguments that begin with `-c CODE` or `-m timm_mobilevit_zoo`; return a `CompletedProcess`."""
+    args, env = [str(arg) for arg in args], dict(os.environ if env is None else env)
+    if not hasattr(os, "fork"):  # Windows
+        command = [sys.executable, *args]
+        return subprocess.run(command, cwd=cwd, env=env, timeout=timeout, capture_output=True, text=True)
     parent = _parent()
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        ask = {"args": [str(arg) for arg in args], "cwd": str(cwd), "env": dict(os.environ if env is None else env)}
-        ask |= {"stdout": str(out), "stderr": str(err), "timeout": timeout}
+        ask = {"args": args, "cwd": str(cwd), "env": env, "stdout": str(out), "stderr": str(err), "timeout": timeout}
         parent.stdin.write(json.dumps(ask) + "\n")
         parent.stdin.flush()
         status = int(parent.stdout.readline())
         said, complained = (path.read_text(errors="replace") if path.exists() else "" for path in (out, err))
-    return subprocess.CompletedProcess([sys.executable, *ask["args"]], status, said, complained)
+    return subprocess.CompletedProcess([sys.executable, *args], status, said, complained)
