@@ -129,6 +129,9 @@ def test_names(tmp_path, monkeypatch):
     (tmp_path / "<i>").mkdir()
     given = ["a/run", "b/run/", "hf-hub:owner/name", "<i>", "cloformer_xxs", "cloformer_xxs"]
     assert write._names(given) == ["run", "run-2", "name", "i", "cloformer_xxs", "cloformer_xxs-2"]
+    assert write._names(["new/run", "new/run-3", "old/run"]) == ["run", "run-3", "run-2"], "numbered by hand"
+    assert write._names(["run-2", "run", "x/run"]) == ["run-2", "run", "run-3"]
+    assert write._names(["run", "run.maps", "Run", "run.onnx"]) == ["run", "run.maps-2", "Run-2", "run.onnx"]
 
 
 BAD = {

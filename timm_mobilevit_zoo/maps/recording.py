@@ -14,6 +14,7 @@ import torch
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
+from timm_mobilevit_zoo.models.loading import evaluating
 from timm_mobilevit_zoo.models.traits import keys_at
 
 __all__ = ["Layer", "record", "unwrap"]
@@ -63,7 +64,6 @@ def record(network: nn.Module, x: Tensor) -> dict[str, Layer]:
 
     drops = [name for name in modules if name.rpartition(".")[2] in ("attn_drop", "gate_drop")]
     frames = {name: _find_frame(name, modules) for name in drops}
-    training = [(module, module.training) for module in modules.values()]
     fused = [module for module in modules.values() if getattr(module, "fused_attn", False) is True]
     handles = []
     try:
@@ -71,17 +71,13 @@ def record(network: nn.Module, x: Tensor) -> dict[str, Layer]:
             handles.append(frame.register_forward_pre_hook(see))
         for name in drops:
             handles.append(modules[name].register_forward_pre_hook(keep(name, frames[name])))
-        for module in modules.values():
-            module.training = False  # the flag alone: some networks' own train() and eval() do more than that
         for module in fused:
             module.fused_attn = False
-        with torch.no_grad():
+        with evaluating(network), torch.no_grad():
             network(x)
     finally:
         for handle in handles:
             handle.remove()
-        for module, flag in training:
-            module.training = flag
         for module in fused:
             module.fused_attn = True
     for name, layer in layers.items():

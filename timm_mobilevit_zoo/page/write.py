@@ -5,6 +5,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -98,15 +99,21 @@ def page(
 
 
 def _names(models: Sequence[str]) -> list[str]:
-    """Return names for files and readers: the last part of each model's, with a number where that is taken."""
+    """Return names for files and readers: the last part of each model's, with a number where a file of it is taken."""
     names: list[str] = []
+    taken: set[str] = set()
     for model in models:
         last = Path(model).resolve().name if Path(model).exists() else model.rpartition("/")[2]
-        name = first = re.sub(r"[^\w.-]+", "-", last, flags=re.ASCII).strip(".-") or "model"
-        while name in names:
-            name = f"{first}-{len([one for one in names if one.startswith(first)]) + 1}"
-        names.append(name)
+        first = re.sub(r"[^\w.-]+", "-", last, flags=re.ASCII).strip(".-") or "model"
+        numbered = chain([first], (f"{first}-{number}" for number in count(2)))
+        names.append(next(name for name in numbered if not taken & _files_of(name)))
+        taken |= _files_of(names[-1])
     return names
+
+
+def _files_of(name: str) -> set[str]:
+    """Return what is written for a name, in the case that some file systems do not tell from others."""
+    return {f"{name}{ending}".lower() for ending in (".onnx", ".onnx.json", ".maps.onnx")}
 
 
 def _load(model: str, pretrained: bool) -> Any:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from timm_mobilevit_zoo.common.extras import require
-from timm_mobilevit_zoo.common.images import images_in, read_image
+from timm_mobilevit_zoo.common.images import images_in, is_hidden, read_image
 
 __all__ = ["folder_data", "make_loader", "named_data"]
 
@@ -25,7 +25,7 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
         ValueError: Without class folders, or with one that has no images.
     """
     classes = {path.name: images_in(path) for path in sorted(folder.iterdir()) if path.is_dir()}
-    classes = {name: paths for name, paths in classes.items() if not name.startswith(".")}
+    classes = {name: paths for name, paths in classes.items() if not is_hidden(name)}
     if not classes:
         raise ValueError(f"data={str(folder)!r} has no class folders: one folder a class, with its images, is needed")
     empty = [name for name, paths in classes.items() if not paths]

@@ -7,6 +7,7 @@ import torch
 from timm.data import resolve_data_config
 
 from timm_mobilevit_zoo.common.images import reader
+from timm_mobilevit_zoo.models.loading import evaluating
 from timm_mobilevit_zoo_cli.checks import check
 
 __all__ = ["predict"]
@@ -17,7 +18,7 @@ def predict(model: Any, images: Sequence[str], *, top: int = 5, batch_size: int 
     """Return the likeliest classes of each image.
 
     Args:
-        model: What `load` returned.
+        model: What `load` returned. It is run in evaluation mode, and left in the mode that it is in.
         images: Image files.
         top: How many classes, at most.
         batch_size: Images at a time.
@@ -44,7 +45,8 @@ def predict(model: Any, images: Sequence[str], *, top: int = 5, batch_size: int 
         if not batch:
             continue
         device = next(model.parameters()).device
-        logits = model(torch.stack([pixels for _, pixels in batch]).to(device)).float()
+        with evaluating(model):
+            logits = model(torch.stack([pixels for _, pixels in batch]).to(device)).float()
         shares, indices = logits.softmax(1).topk(min(top, logits.shape[1]))
         for (result, _), row, column in zip(batch, shares.tolist(), indices.tolist(), strict=True):
             result["classes"] = [
