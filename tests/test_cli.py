@@ -3,12 +3,15 @@
 import importlib
 import inspect
 import json
+import shutil
 import sys
 from typing import get_type_hints
 
 import fresh
 import pytest
+import torch
 from PIL import Image
+from zoo import KINDS
 
 from timm_mobilevit_zoo import __version__
 from timm_mobilevit_zoo.cli import main
@@ -76,6 +79,39 @@ def test_predict_json_in_a_shell(folder, picture, tmp_path):
     assert {entry["label"] for entry in good["classes"]} == {"cat", "dog"}
     assert sum(entry["probability"] for entry in good["classes"]) == pytest.approx(1)
     assert "none.png cannot be read: FileNotFoundError" in bad["error"]
+
+
+ESCAPE = "\x1b]0;owned\x07"
+
+
+def test_what_strangers_wrote_does_not_move_the_cursor(capsys, folder, picture, tmp_path):
+    torch.save({ESCAPE: torch.ones(1)}, tmp_path / "theirs.pth")
+    code, _, err = call(capsys, "convert", tmp_path / "theirs.pth", "-m", KINDS[1], "-o", "new", "--license", "mit")
+    assert (code, "?]0;owned?" in err) == (2, True)
+    assert "\x1b" not in err
+    broken = tmp_path / "data" / "a" / f"{ESCAPE}.png"
+    for name in ("a", "b"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        shutil.copy(picture, tmp_path / "data" / name)
+        shutil.copy(picture, tmp_path / "data" / name / "again.png")
+    broken.write_text("broken")
+    given = ["train", tmp_path / "data", "-m", KINDS[1], "-o", tmp_path / "run", "-e", 1, "-b", 2, "--workers", 0]
+    code, _, err = call(capsys, *given)
+    assert (code, len(err.splitlines())) == (2, 2), "the line end of the message stays"
+    code, _, told = call(capsys, *given, "--on-broken", "skip")
+    assert code == 0
+    assert "skipped: " in told
+    assert "\x1b]" not in err + told
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_letters_that_a_terminal_does_not_know_lose_no_work(folder, tmp_path, encoding):
+    Image.new("RGB", (8, 8)).save(tmp_path / "\u732b.png")
+    code = "import sys; sys.stdout.reconfigure(encoding=sys.argv.pop(1), errors='strict')\n"
+    code += "from timm_mobilevit_zoo_cli import main\nmain()"
+    done = fresh.run(["-c", code, encoding, "predict", folder, tmp_path / "\u732b.png"], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "?.png: " in done.stdout
 
 
 def test_images_that_are_all_missing_need_no_network(capsys, folder, picture, monkeypatch):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .parser import parser
+from .text import printable
 
 __all__ = ["COMMANDS"]
 
@@ -184,8 +185,6 @@ def _completion(shell: str) -> int:
 
 def _say(line: str) -> None:
     """Print a line, of which a stranger may have written a part."""
-    from timm_mobilevit_zoo.common.text import printable
-
     sys.stdout.write(printable(line) + "\n")
 
 

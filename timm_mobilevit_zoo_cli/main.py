@@ -1,5 +1,6 @@
 """From the words of a command to its exit status."""
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from typing import NoReturn
 from . import commands, launch
 from .checks import check
 from .parser import PACKAGE, parse
+from .text import printable
 
 __all__ = ["main", "parse_early"]
 
@@ -21,6 +23,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
     if script := _script(argv):
         return launch.run(script[1:])
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # no work is lost for a letter that a terminal does not know
     args = parse(argv)
     trace = args.pop("traceback")
     try:
@@ -35,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         if isinstance(error, (ValueError, OSError, ModuleNotFoundError)):
             _stop(error)
-        sys.stderr.write(f"timm-mobilevit-zoo: {type(error).__name__}: {error}\n(--traceback shows where)\n")
+        _complain(f"timm-mobilevit-zoo: {type(error).__name__}: {error}\n(--traceback shows where)\n")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.stderr.write("timm-mobilevit-zoo: interrupted\n")
@@ -71,5 +75,10 @@ def _script(argv: Sequence[str]) -> Sequence[str]:
 
 
 def _stop(error: Exception) -> NoReturn:
-    sys.stderr.write(f"timm-mobilevit-zoo: error: {error}\n")
+    _complain(f"timm-mobilevit-zoo: error: {error}\n")
     sys.exit(2)
+
+
+def _complain(text: str) -> None:
+    """Write what a stranger may have written a part of: names of files, of classes, of tensors."""
+    sys.stderr.write(printable(text, keep="\n"))

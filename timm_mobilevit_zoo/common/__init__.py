@@ -1,1 +1,1 @@
-"""What every room uses: files written whole, images read in one way, extras that may be missing, words of strangers."""
+"""What every room uses: files written whole, images read in one way, extras that may be missing."""

@@ -16,11 +16,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from timm_mobilevit_zoo.common.text import printable
 from timm_mobilevit_zoo.models.names import own_name
 from timm_mobilevit_zoo.models.pins import CONFIG, WEIGHTS
 from timm_mobilevit_zoo.models.probe import COUNT, PROBE_GMACS, PROBE_SIDE, SEED, affordable, matches, probe
 from timm_mobilevit_zoo_cli.checks import weights_folder
+from timm_mobilevit_zoo_cli.text import printable
 
 __all__ = [
     "Refused",

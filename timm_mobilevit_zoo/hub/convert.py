@@ -18,6 +18,7 @@ from timm_mobilevit_zoo.models.loading import create, head_of, translate
 from timm_mobilevit_zoo.models.names import our_models
 from timm_mobilevit_zoo_cli.checks import check
 from timm_mobilevit_zoo_cli.licences import CARD_WORDS
+from timm_mobilevit_zoo_cli.text import printable
 
 from .folder import export
 
@@ -155,7 +156,7 @@ def _reason(error: Exception) -> str:
         found = re.search(r"(?:Unsupported|Trying to load)(?:(?! Please )[^\n])*", text)
         text = found[0] if found else "it holds more than tensors"
     text = f"{type(error).__name__}: {text.partition(chr(10))[0]}"[:200]
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    return printable(text)
 
 
 def _is_dict(found: Any) -> bool:

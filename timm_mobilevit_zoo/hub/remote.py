@@ -31,9 +31,9 @@ from huggingface_hub.utils import (
 )
 
 from timm_mobilevit_zoo.common.files import digests
-from timm_mobilevit_zoo.common.text import printable
 from timm_mobilevit_zoo.models.names import our_models
 from timm_mobilevit_zoo.models.pins import CONFIG, WEIGHTS, fetched_by
+from timm_mobilevit_zoo_cli.text import printable
 
 from .card import CARD, MAX_CARD_BYTES
 from .checks import MAX_CONFIG_BYTES, Refused, build_meta, check_config

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from timm_mobilevit_zoo.common.extras import require
 from timm_mobilevit_zoo.common.images import images_in, is_hidden, read_image
+from timm_mobilevit_zoo_cli.text import printable
 
 __all__ = ["folder_data", "make_loader", "named_data"]
 
@@ -135,7 +136,7 @@ def _find_broken(paths: list[Path], mode: str, options: dict[str, Any], accelera
         raise ValueError(f"{len(broken)} image(s) are broken; mend them or choose on_broken=skip\n  {listed}")
     if accelerator.is_main_process:
         for fault in broken.values():
-            sys.stderr.write(f"skipped: {fault}\n")
+            sys.stderr.write(f"skipped: {printable(fault)}\n")
     return set(broken)
 
 
