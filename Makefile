@@ -30,7 +30,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(PY) -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
-# Every name through everything: an hour or more, before a release.
+# Every name through everything: hours, before a release.
 test-all: $(VENV)/.test
 	EVERY_SIZE=1 $(PY) -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
