@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Sequence
 from itertools import chain, count
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from timm_mobilevit_zoo import __version__
 from timm_mobilevit_zoo.common.extras import require
-from timm_mobilevit_zoo.common.files import digests
+from timm_mobilevit_zoo.common.files import appearing, digests
 from timm_mobilevit_zoo.common.images import images_in
 from timm_mobilevit_zoo.export import to_onnx
 from timm_mobilevit_zoo.export.format import INPUT, quiet
@@ -74,15 +73,14 @@ def page(
         require(module, FORMATS["onnx"].extra)
     parts = None if fetch_runtime else ortweb.read(Path(runtime))
     networks = {name: _load(model, pretrained) for name, model in zip(_names(models), models, strict=True)}
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
-        part = Path(scratch, "page")
-        shutil.copytree(Path(__file__).with_name("assets"), part)
+    with appearing(target) as part:
+        shutil.copytree(Path(__file__).with_name("assets"), part, dirs_exist_ok=True)
         html = part / "index.html"
         html.write_text(html.read_text(encoding="utf-8").replace("{{policy}}", POLICY), encoding="utf-8")
         for folder in (part / INDEX.parent, part / "runtime"):
             folder.mkdir()
         if parts is None:
-            parts = ortweb.fetch(Path(scratch))
+            parts = ortweb.fetch(part.parent)
         for name, content in parts.items():
             (part / "runtime" / name).write_bytes(content)
         (part / "LICENSE.onnxruntime").replace(part / "runtime" / "LICENSE")
@@ -92,9 +90,6 @@ def page(
             "versions": {"timm_mobilevit_zoo": __version__, "timm": timm.__version__, "torch": torch.__version__},
         }
         (part / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-        if target.exists():
-            target.rmdir()
-        part.replace(target)
     return index
 
 
