@@ -16,7 +16,7 @@ from timm.layers.format import Format, nhwc_to
 from zoo import KINDS, both_kinds, close, create, own_image
 
 from timm_mobilevit_zoo import hub
-from timm_mobilevit_zoo.models import pins
+from timm_mobilevit_zoo.models import pins, places, pretrained
 from timm_mobilevit_zoo.models.probe import seed_weights
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,7 +50,8 @@ def fetched(name, folders, monkeypatch, tmp_path):
     file, config = hub_config(name, folders / name)
     (tmp_path / "hub_configs" / file).write_text(json.dumps(config))
     configs = pins.read_configs(tmp_path / "hub_configs")
-    monkeypatch.setattr(pins, "package_configs", lambda: configs)
+    for module in (pins, places):
+        monkeypatch.setattr(module, "package_configs", lambda: configs)
     cfg = dataclasses.replace(timm.get_pretrained_cfg(name), hf_hub_id=pins.pins(name, config["tag"]).hf_hub_id)
     for key in (name, f"{name}.{config['tag']}"):
         monkeypatch.setitem(timm.models._registry._model_pretrained_cfgs, key, cfg)
@@ -61,7 +62,7 @@ def fetched(name, folders, monkeypatch, tmp_path):
         calls.append(cache_dir)
         return folders / name
 
-    monkeypatch.setattr(pins, "_fetchers", [fetch])
+    monkeypatch.setattr(pretrained, "_fetchers", [fetch])
     return calls
 
 
@@ -190,7 +191,7 @@ def test_a_model_knows_its_repository_and_no_path(name, kwargs, folders, fetched
 def test_files_that_do_not_fit_are_refused(name, fetched, folders, weights, monkeypatch, tmp_path):
     weights.pop(next(key for key in weights if not key.startswith(tuple(heads(create(name))))))
     save_file(weights, tmp_path / "model.safetensors")
-    monkeypatch.setattr(pins, "_fetchers", [lambda *args, **kwargs: tmp_path])
+    monkeypatch.setattr(pretrained, "_fetchers", [lambda *args, **kwargs: tmp_path])
     for kwargs in ({}, {"num_classes": 7}):
         with pytest.raises(ValueError, match=r"the checkpoint does not fit .*: 1 missing"):
             create(name, pretrained=True, **kwargs)
@@ -201,7 +202,7 @@ def test_a_failed_download_loads_nothing(name, fetched, monkeypatch):
     def fetch(*args, **kwargs):
         raise ValueError("model.safetensors: another sha256")
 
-    monkeypatch.setattr(pins, "_fetchers", [fetch])
+    monkeypatch.setattr(pretrained, "_fetchers", [fetch])
     with pytest.raises(ValueError, match="another sha256"):
         create(name, pretrained=True)
 
@@ -218,8 +219,9 @@ assert timm_mobilevit_zoo.__file__.startswith(sys.argv[2]), timm_mobilevit_zoo._
 ours = [n for n in timm.list_models() if timm.model_entrypoint(n).__module__.startswith("timm_mobilevit_zoo.")]
 tags = {n: f"{n}.{timm.get_pretrained_cfg(n).tag}" for n in ours}
 listed = timm.list_models(pretrained=True)
-assert sorted(tags[n] for n in names) == sorted(t for t in tags.values() if t in listed)
-assert [n for n in ours if timm.is_model_pretrained(n)] == [n for n in ours if n in names]
+placed = [n for n in ours if timm.get_pretrained_cfg(n).url]
+assert sorted(tags[n] for n in {*names, *placed}) == sorted(t for t in tags.values() if t in listed)
+assert [n for n in ours if timm.is_model_pretrained(n)] == [n for n in ours if n in names or n in placed]
 for name in names:
     assert timm.is_model_pretrained(tags[name])
     found = timm.create_model(name, pretrained=True).state_dict()

@@ -88,6 +88,39 @@ def _pull(**args: Any) -> int:
     return _tell(found["path"], found)
 
 
+def _weights(pattern: str, as_json: bool) -> int:
+    from timm_mobilevit_zoo.hub.weights import weights
+
+    rows = weights(pattern)
+    if as_json:
+        for line in json.dumps(rows, indent=2).splitlines():
+            _say(line)
+        return 0
+    table = [["name.tag", "top-1, %", "licence", "MB", "digest", "file"]]
+    for row in rows:
+        top1 = "" if row["top1"] is None else f"{row['top1']:.2f}"
+        size = "" if row["bytes"] is None else f"{row['bytes'] / 1e6:.1f}"
+        where = f"{row['source']} {row['file']}" if row["place"] == "hub" else row["source"]
+        digest = "pinned" if row["pinned"] else "unknown"
+        table.append([row["name"], top1, row["license"] or "not stated", size, digest, where])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for line in table:
+        _say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    _say("Top-1 is what the authors claim of the file, on ImageNet-1k. The links are as of 2026-11-29, and nobody here")
+    _say("has had the files: a digest that is unknown is told by `timm-mobilevit-zoo pin NAME`, which downloads one.")
+    return 0
+
+
+def _pin(**args: Any) -> int:
+    from timm_mobilevit_zoo.hub.weights import pin
+
+    for row in pin(**args):
+        at = f" at {row['revision']}" if row["revision"] else ""
+        state = "pinned already" if row["known"] else "written" if args["write"] else "not pinned; --write records it"
+        _say(f"{row['name']}{at}: sha256 {row['sha256']}, {row['bytes']:,} bytes ({state})")
+    return 0
+
+
 def _tell(folder: str, found: Mapping[str, Any]) -> int:
     _say(f"{folder}: {found['architecture']}, {found['num_classes']} classes, {found['params']:,} parameters")
     if "revision" in found:
@@ -196,6 +229,8 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "convert": _convert,
     "push": _push,
     "pull": _pull,
+    "weights": _weights,
+    "pin": _pin,
     "export": _export,
     "bench": _bench,
     "page": _page,

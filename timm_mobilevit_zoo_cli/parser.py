@@ -35,6 +35,8 @@ SOURCES = {
     "convert": Source("hub/convert.py", "convert"),
     "push": PUSH,
     "pull": Source("hub/transfer.py", "pull"),
+    "weights": Source("hub/weights.py", "weights"),
+    "pin": Source("hub/weights.py", "pin"),
     "export": Source("export/write.py", "export"),
     "bench": Source("bench/run.py", "bench"),
     "page": Source("page/write.py", "page"),
@@ -46,6 +48,7 @@ LEFT_OUT: dict[str, tuple[str, ...]] = {
     "check": ("architectures",),
     "push": ("dry_run", "token"),
     "pull": ("cache_dir", "token"),
+    "weights": ("pattern",),
     "page": ("models",),
 }
 SHELLS = ("bash", "zsh")
@@ -151,7 +154,12 @@ def _own_of_page(one: Any) -> None:
     )
 
 
-_OWN: Mapping[str, Any] = {"predict": _own_of_predict, "page": _own_of_page}
+def _own_of_weights(one: Any) -> None:
+    one.add_argument("pattern", nargs="?", metavar="PATTERN", default="*", help="names, as recnext_* or *.in1k_384")
+    one.add_argument("--json", dest="as_json", action="store_true", help="print JSON")
+
+
+_OWN: Mapping[str, Any] = {"predict": _own_of_predict, "page": _own_of_page, "weights": _own_of_weights}
 
 
 def _add_options(one: Any, function: Function, leave_out: Sequence[str] = ()) -> None:

@@ -1,6 +1,7 @@
 """Write what is generated from the registered models: `hub_configs/*.json` and the tables in README.md and docs.
 
-Of a hub config whose weights are published the section `hub` and the probe are kept: they do not follow from the model.
+Of a hub config whose weights are published the section `hub` and the probe are kept, and of another's file what only
+those know who have had it (commit, digest, size): these do not follow from the model.
 
 `python docs/tools/generate.py` writes; with `--check` it writes nothing and exits 1 naming what is stale.
 """
@@ -19,7 +20,8 @@ import torch
 
 from timm_mobilevit_zoo.hub.checks import hub_probe
 from timm_mobilevit_zoo.models.names import our_models
-from timm_mobilevit_zoo.models.pins import HUB_CONFIGS, HubConfig, read_configs
+from timm_mobilevit_zoo.models.pins import HUB_CONFIGS, HubConfig, pins, read_configs
+from timm_mobilevit_zoo.models.places import leading_digits, place_of
 from timm_mobilevit_zoo.models.probe import SEED, gmacs, matches, probe, seed_weights
 
 __all__ = ["check", "expected_files", "variants", "write"]
@@ -29,6 +31,7 @@ PAGES = ("README.md", "docs/models.md")
 SEEDED = "seeded by name"
 TOLERANCE = 1e-4  # ten times what computers and versions of torch differ by; GELU's approximation is more
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
+TAGS_PAGE, TAGS = "docs/models.md", ("<!-- tags:begin -->", "<!-- tags:end -->")
 
 
 def variants() -> list[str]:
@@ -81,7 +84,8 @@ def _probe(variant: str, old: HubConfig) -> dict[str, Any]:
 def _hub_config(variant: str, old: HubConfig) -> dict[str, Any]:
     cfg: Any = timm.get_pretrained_cfg(variant)
     family = importlib.import_module(timm.model_entrypoint(cfg.architecture).__module__)
-    top1 = getattr(family, "published_top1", {}).get(cfg.architecture)
+    claims = getattr(family, "published_top1", {})
+    top1 = claims.get(f"{cfg.architecture}.{cfg.tag}", None if place_of(cfg) else claims.get(cfg.architecture))
     return {
         "architecture": cfg.architecture,
         "tag": cfg.tag,
@@ -99,15 +103,26 @@ def _hub_config(variant: str, old: HubConfig) -> dict[str, Any]:
         "paper_ids": cfg.paper_ids,
         "paper_name": cfg.paper_name,
         "published": None if top1 is None else {"imagenet_1k_top1": top1, "claimed_by": "authors"},
+        "file": _file(cfg, old.content.get("file") or {}),
         "hub": old.content["hub"] if old.pins else {"repo_id": None, "revision": None, "sha256": None},
         "probe": _probe(variant, old),
     }
 
 
+def _file(cfg: Any, old: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what is known of another's file: its place, which the tag declares, and what was recorded of it there."""
+    place = place_of(cfg)
+    if place is None or (old == {} and pins(cfg.architecture, cfg.tag)):
+        return None
+    here = {"source": place.repo_id or place.url, "name": place.file or None}
+    kept = all(old.get(key) == value for key, value in here.items())
+    return here | {key: old[key] if kept else None for key in ("revision", "sha256", "bytes")}
+
+
 def _file_name(variant: str) -> str:
     name = variant.partition(".")[0]
     # The bare name means the default config, here as in timm; a second config of the name carries its tag.
-    return f"{name if timm.get_pretrained_cfg(name) == timm.get_pretrained_cfg(variant) else variant}.json"
+    return f"{name if _is_default(variant) else variant}.json"
 
 
 def _source(config: dict[str, Any]) -> str:
@@ -123,7 +138,7 @@ def _source(config: dict[str, Any]) -> str:
 
 def _row(variant: str, config: dict[str, Any]) -> list[str]:
     levels = _levels(variant)
-    published, repo_id = config["published"], config["hub"]["repo_id"]
+    published = config["published"]
     return [
         f"`{Path(_file_name(variant)).stem}`",
         f"{config['params'] / 1e6:.2f}",
@@ -133,9 +148,47 @@ def _row(variant: str, config: dict[str, Any]) -> list[str]:
         "-".join(map(str, levels.channels())),
         "-".join(map(str, levels.reduction())),
         str(published["imagenet_1k_top1"]) if published else "",
-        f"`{repo_id}`" if repo_id else "none published",
+        f"`{config['tag']}`" if _weights(config) else "none published",
         _source(config),
     ]
+
+
+def _weights(config: dict[str, Any]) -> str:
+    """Return the link to a tag's weights, nothing without."""
+    if repo_id := config["hub"]["repo_id"]:
+        return f"[{repo_id}](https://huggingface.co/{repo_id})"
+    if not (file := config["file"]):
+        return ""
+    source = file["source"]
+    if "://" not in source:
+        return f"[{source}](https://huggingface.co/{source})"
+    return f"[{'Google Drive' if 'drive.google' in source else file['name']}]({source})"
+
+
+def _tags(configs: dict[str, dict[str, Any]]) -> str:
+    """Return the table of tags that have weights: where, under which licence, what is claimed and what is known."""
+    rows = [
+        ["name.tag", "weights", "licence", "image", "classes", "top-1, %: claimed of this file", "digest"],
+        ["---", "---", "---", "---", "---:", "---:", "---"],
+    ]
+    for variant, config in configs.items():
+        file = config["file"] or {}
+        if where := _weights(config):
+            published = config["published"]
+            digits = leading_digits(file.get("name") or "")
+            known = config["hub"]["repo_id"] or file.get("sha256")
+            rows.append(
+                [
+                    f"`{variant}`",
+                    where,
+                    config["license"] or "not stated",
+                    " x ".join(map(str, config["input_size"][1:])),
+                    str(config["num_classes"]),
+                    str(published["imagenet_1k_top1"]) if published else "",
+                    "pinned" if known else f"{digits}..." if digits else "not known yet",
+                ]
+            )
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def _table(configs: dict[str, dict[str, Any]]) -> str:
@@ -146,12 +199,12 @@ def _table(configs: dict[str, dict[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def _page(path: Path, table: str) -> str:
-    head, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{path} lacks the lines {BEGIN} and {END}, in this order")
-    return f"{head}{BEGIN}\n{table}\n{END}{tail}"
+def _page(path: Path, text: str, table: str, begin: str = BEGIN, end: str = END) -> str:
+    head, has_begin, rest = text.partition(begin)
+    _, has_end, tail = rest.partition(end)
+    if not has_begin or not has_end:
+        raise ValueError(f"{path} lacks the lines {begin} and {end}, in this order")
+    return f"{head}{begin}\n{table}\n{end}{tail}"
 
 
 def expected_files(root: Path = ROOT) -> dict[str, str]:
@@ -168,8 +221,15 @@ def expected_files(root: Path = ROOT) -> dict[str, str]:
         raise ValueError(f"{HUB_CONFIGS} holds pins of {', '.join(lost)}, not registered: delete it by hand")
     configs = {variant: _hub_config(variant, old.get(key, HubConfig({}, None))) for variant, key in keys.items()}
     files = {f"{HUB_CONFIGS}/{_file_name(v)}": json.dumps(c, indent=2) + "\n" for v, c in configs.items()}
-    table = _table(configs)
-    return files | {page: _page(root / page, table) for page in PAGES}
+    table = _table({variant: config for variant, config in configs.items() if _is_default(variant)})
+    for page in PAGES:
+        files[page] = _page(root / page, (root / page).read_text(encoding="utf-8"), table)
+    files[TAGS_PAGE] = _page(root / TAGS_PAGE, files[TAGS_PAGE], _tags(configs), *TAGS)
+    return files
+
+
+def _is_default(variant: str) -> bool:
+    return timm.get_pretrained_cfg(variant.partition(".")[0]) == timm.get_pretrained_cfg(variant)
 
 
 def _key(variant: str) -> tuple[str, str]:

@@ -5,6 +5,7 @@ A folder holds `model.safetensors`, `config.json` and a model card, `README.md`.
 data only; a network is always built from this package.
 """
 
+from . import weights as weights
 from .checks import Refused
 from .folder import check, export
 from .remote import HubError

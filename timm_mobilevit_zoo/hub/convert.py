@@ -25,7 +25,7 @@ from .folder import export
 __all__ = ["convert", "read_checkpoint"]
 
 AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
-NESTS = ("state_dict", "model", "module", "net", "params")
+NESTS = ("state_dict", "model", "module", "net", "params", "state")
 MAX_DEPTH = 10  # of nests in each other
 WRAPPERS = r"^(?:module\.|_orig_mod\.)+"  # of DataParallel and torch.compile
 

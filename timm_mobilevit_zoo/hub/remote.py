@@ -32,7 +32,9 @@ from huggingface_hub.utils import (
 
 from timm_mobilevit_zoo.common.files import digests
 from timm_mobilevit_zoo.models.names import our_models
-from timm_mobilevit_zoo.models.pins import CONFIG, WEIGHTS, fetched_by
+from timm_mobilevit_zoo.models.pins import CONFIG, WEIGHTS
+from timm_mobilevit_zoo.models.places import Place
+from timm_mobilevit_zoo.models.pretrained import fetched_by
 from timm_mobilevit_zoo_cli.text import printable
 
 from .card import CARD, MAX_CARD_BYTES
@@ -45,6 +47,7 @@ __all__ = [
     "check_token",
     "endpoint",
     "fetch",
+    "fetch_file",
     "in_words",
     "is_commit",
     "resolve",
@@ -146,6 +149,40 @@ def fetch(
     return folder
 
 
+def fetch_file(
+    place: Place,
+    *,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """Return one file of a repository that is another's, of its commit where that is known and else of `main`.
+
+    What the cache has is taken without a request. The file is the one that the Hub keeps under its digest, and the one
+    that is pinned if one is.
+
+    Args:
+        place: A repository and a file.
+        cache_dir: Where the Hub's files are cached; the client's own place where not given.
+        token: As for `huggingface_hub`.
+        local_files_only: Make no request.
+
+    Raises:
+        HubError: If the Hub cannot be reached, or does not give the file.
+        Refused: For a file that is too large, or has another digest.
+    """
+    check_repo_id(place.repo_id)
+    check_token(token)
+    revision = place.revision or "main"
+    ask: dict[str, Any] = dict(repo_id=place.repo_id, revision=revision, cache_dir=cache_dir, token=token)
+    known = huggingface_hub.try_to_load_from_cache(place.repo_id, place.file, cache_dir=cache_dir, revision=revision)
+    offline = local_files_only or constants.HF_HUB_OFFLINE
+    if isinstance(known, str) and not offline:
+        with suppress(Refused):
+            return _file(place.file, place.most, place.sha256, True, ask)
+    return _file(place.file, place.most, place.sha256, offline, ask)
+
+
 def resolve(repo_id: str, revision: str, token: str | bool | None = None) -> str:
     """Return the full commit id that a branch, a tag or a short id means; a full one without a request."""
     check_repo_id(repo_id)
@@ -198,7 +235,9 @@ def _file(name: str, most: int, pinned: str | None, offline: bool, ask: Mapping[
                 raise Refused(f"{what} has {size:,} bytes; at most {most:,} are right")
         for again in (False, True):
             path = Path(_download(filename=name, force_download=again, local_files_only=offline, **ask))
-            if path.parent.name != ask["revision"]:  # beside it lies what was downloaded as that commit, unpinned
+            if (
+                is_commit(ask["revision"]) and path.parent.name != ask["revision"]
+            ):  # beside it lies what was downloaded as that commit, unpinned
                 raise Refused(f"{what}: the Hub sent it as that of commit {path.parent.name[:80]!r}")
             if path.stat().st_size > most:  # not all say how large a file is, or the truth
                 raise Refused(f"{what} has {path.stat().st_size:,} bytes; at most {most:,} are right")

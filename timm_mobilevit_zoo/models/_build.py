@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ._args import check_levels
-from .pins import build_pinned
+from .pretrained import build_pinned
 
-__all__ = ["build_staged", "strict_filter"]
+__all__ = ["build_staged", "strict_filter", "with_zero_biases"]
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 FilterFn = Callable[[dict[str, Any], ModelT], dict[str, Tensor]]
@@ -36,6 +36,21 @@ def strict_filter(filter_fn: FilterFn[ModelT], pretrained_strict: bool = True) -
         return out
 
     return checked
+
+
+def with_zero_biases(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return weights with zeros for each bias that is missing beside its weight: of code that leaves those out.
+
+    Args:
+        weights: State dict in the model's layout.
+        model: The network, which has the biases.
+    """
+    zeros = {}
+    for name in model.state_dict().keys() - weights.keys():
+        beside = weights.get(f"{name.removesuffix('bias')}weight")
+        if name.endswith(".bias") and beside is not None:
+            zeros[name] = beside.new_zeros(len(beside))
+    return weights | zeros
 
 
 def build_staged(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ._args import check_levels
 from ._build import strict_filter
-from .pins import build_pinned
+from .pretrained import build_pinned
 
 __all__ = ["VIT_LIMITS", "build_sized", "cifar_cfg"]
 

@@ -28,9 +28,10 @@ from timm.layers import DropPath, calculate_drop_path_rates
 from torch import Tensor, nn
 
 from ._args import check_args, check_sizes, dilations
-from ._build import build_staged
-from ._cfg import imagenet_cfg, pinned_default_cfgs, register_model
+from ._build import build_staged, with_zero_biases
+from ._cfg import birder_cfg, imagenet_cfg, pinned_default_cfgs, register_model
 from ._staged import Stage, StagedModel
+from .places import DRIVE
 
 __all__ = ["AdditiveTokenMixer", "CASViT"]
 
@@ -223,11 +224,22 @@ _RENAMES: tuple[tuple[str, Any], ...] = (
     (r"\.attn\.oper_([qk])\.1\.block\.1\.", r".attn.\1_gates.channel.0."),
     (r"\.attn\.dwc\.", ".attn.mix."),
     (r"^dist_head\.", "head_dist."),
+    # birder's
+    (r"^stem\.0\.([01])\.", r"stem.layers.\1."),
+    (r"^stem\.1\.([01])\.", r"stage1.downsample.\1."),
+    (r"^body\.(stage\d\.downsample)\.(proj|norm)\.", lambda m: f"{m[1]}.{int(m[2] == 'norm')}."),
+    (r"^body\.", ""),
+    (r"\.local_perception\.block\.", ".local."),
+    (r"\.attn\.op_([qk])\.0\.block\.", r".attn.\1_gates.spatial."),
+    (r"\.attn\.op_([qk])\.1\.block\.1\.", r".attn.\1_gates.channel.0."),
+    (r"^features\.0\.", "norm."),
+    (r"^dist_classifier\.", "head_dist."),
+    (r"^classifier\.", "head."),
 )
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """Translate the authors' checkpoint, bare or under `model`; one of ours passes through unchanged."""
+    """Translate the authors' checkpoint, bare or under `model`, or birder's; one of ours passes through unchanged."""
     state_dict = state_dict.get("model", state_dict)
     out = {}
     for key, value in state_dict.items():
@@ -237,11 +249,21 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     if "network.1.proj.weight" in state_dict and not any(key.startswith("head_dist.") for key in out):
         # The authors train with one classifier: used twice, it gives the mean that there is of one.
         out |= {key.replace("head.", "head_dist."): value for key, value in out.items() if key.startswith("head.")}
-    return out
+    return with_zero_biases(out, model) if "features.0.weight" in state_dict else out
 
 
-# The authors' claims: ImageNet-1k top-1, in percent, the first of the two that their model zoo prints of each.
-published_top1 = {"casvit_xs": 78.3, "casvit_s": 80.9, "casvit_m": 82.8, "casvit_t": 83.9}
+# The authors' files, on Google Drive, and what their model zoo claims of each: ImageNet-1k top-1, in percent.
+_FILES = {
+    "casvit_xs.in1k": ("16wKcwF6QMW5w_lyPYnDKjMNuoxQDfrLK", 78.3),
+    "casvit_xs.in1k_384": ("1kwRPtJ4FdmNeTm2MsiFN7N2DJpou3Pgl", 78.7),
+    "casvit_s.in1k": ("1facFRq8s8oelYUtK1fj3fcfdoWoKDBQQ", 80.9),
+    "casvit_s.in1k_384": ("1UagCihMWmNCmYGC1DV5euAvA5TONI818", 81.1),
+    "casvit_m.in1k": ("13sQpSEf0h_uuh0jRy9V0yIW6ZsbDpVGy", 82.8),
+    "casvit_m.in1k_384": ("1pTwKKRLPA7vBfk_KTgJ4J1Jq3ttkh3O2", 83.0),
+    "casvit_t.in1k": ("1NqoIUPbwBC91RTjTUvubAbOfGqo1VYT0", 83.9),
+    "casvit_t.in1k_384": ("1N5Y81Vcyf2ox41TC3wlRBxgQPYaEndTW", 84.1),
+}
+published_top1 = {variant: top1 for variant, (_, top1) in _FILES.items()}
 
 _CODE = "https://github.com/Tianfang-Zhang/CAS-ViT"
 source_commits = {_CODE: "041d2d688046ace52a6cec0bc5fd9e3876fdb930"}  # what this file follows
@@ -255,13 +277,13 @@ _cfg = partial(
     paper_name="CAS-ViT: Convolutional Additive Self-attention Vision Transformers for Efficient Mobile Applications",
     origin_url=_CODE,
 )
+_384 = dict(input_size=(3, 384, 384), pool_size=(12, 12), crop_pct=1.0, crop_mode="squash")
 default_cfgs = pinned_default_cfgs(
     {
-        "casvit_xs.untrained": _cfg(),
-        "casvit_s.untrained": _cfg(),
-        "casvit_m.untrained": _cfg(),
-        "casvit_t.untrained": _cfg(),
+        variant: _cfg(url=f"{DRIVE}{file}", **_384 if variant.endswith("_384") else {})
+        for variant, (file, _) in _FILES.items()
     }
+    | {"casvit_xs.birder_il_common": birder_cfg("cas_vit_xs", _cfg)}
 )
 
 _create = partial(build_staged, CASViT, checkpoint_filter_fn)

@@ -29,8 +29,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from ._args import check_args, check_sizes, dilations
 from ._blocks import DepthwiseConv2d, every
-from ._build import build_staged
-from ._cfg import imagenet_cfg, pinned_default_cfgs, register_model
+from ._build import build_staged, with_zero_biases
+from ._cfg import birder_cfg, imagenet_cfg, pinned_default_cfgs, register_model
 from ._staged import Stage, StagedModel
 from .traits import Keys, keys_of, pooled_keys
 
@@ -255,20 +255,33 @@ _RENAMES = (
     (r"\.LocalAgg\.", ".local_half."),
     (r"\.SelfAttn\.", ".global_half."),
     (r"\.LocalProp\.", ".propagate."),
+    # birder's
+    (r"^body\.stage1\.patch_embed\.", "stem.layers."),
+    (r"^body\.(stage\d)\.patch_embed\.", r"\1.downsample."),
+    (r"^body\.", ""),
+    (r"\.local_agg\.conv1\.", ".local_half.attn.0."),
+    (r"\.local_agg\.attn\.", ".local_half.attn.1."),
+    (r"\.local_agg\.conv2\.", ".local_half.attn.2."),
+    (r"\.local_agg\.", ".local_half."),
+    (r"\.self_attn\.", ".global_half."),
+    (r"\.local_prop\.", ".propagate."),
+    (r"^features\.0\.", "norm."),
+    (r"^classifier\.", "head."),
 )
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """Translate the authors' checkpoint, bare or under `model`; one of ours passes through unchanged."""
+    """Translate the authors' checkpoint, bare or under `model`, or birder's; one of ours passes through unchanged."""
+    state_dict = state_dict.get("model", state_dict)
     out = {}
-    for key, value in state_dict.get("model", state_dict).items():
+    for key, value in state_dict.items():
         for pattern, ours in _RENAMES:
             key = re.sub(pattern, ours, key)
         out[key] = value
-    return out
+    return with_zero_biases(out, model) if "features.0.weight" in state_dict else out
 
 
-# The authors' claims: ImageNet-1k top-1 at 224 px, in percent. No weights come with them.
+# The authors' claims: ImageNet-1k top-1 at 224 px, in percent. They publish no weights.
 published_top1 = {"edgevit_xxs": 74.4, "edgevit_xs": 77.5, "edgevit_s": 81.0}
 
 _CODE = "https://github.com/saic-fi/edgevit"
@@ -282,7 +295,10 @@ _cfg = partial(
     paper_name="EdgeViTs: Competing Light-weight CNNs on Mobile Devices with Vision Transformers",
     origin_url=_CODE,
 )
-default_cfgs = pinned_default_cfgs({f"{name}.untrained": _cfg() for name in published_top1})
+default_cfgs = pinned_default_cfgs(
+    {f"{name}.birder_il_common": birder_cfg(name, _cfg) for name in ("edgevit_xxs", "edgevit_xs")}
+    | {f"{name}.untrained*": _cfg() for name in published_top1}  # last, or timm makes the birds the default
+)
 _create = partial(build_staged, EdgeViT, checkpoint_filter_fn, stem_level=False)
 
 

@@ -1,23 +1,20 @@
 """Which names have published weights, and what pins them: read from the hub configs that the package carries.
 
-A hub config says of a name and tag what follows from the models; `docs/tools/generate.py` writes it. Two entries do
-not follow: `hub`, which names the repository on the Hugging Face Hub with its commit and digests, and then `probe`,
-which was recorded with the weights there. They are written when weights are published, and this module takes no other.
-
-Networks know here where their weights are declared. How a hub is spoken to, `hub` knows: it says so by `fetched_by`.
+A hub config says of a name and tag what follows from the models; `docs/tools/generate.py` writes it. Three entries do
+not follow: `hub`, which names a repository on the Hugging Face Hub that holds a folder of ours, with its commit and
+digests, and then `probe`, which was recorded with the weights there; and what `file` says of another's file beside its
+place. They are written when weights are published or pinned, and this module takes no other.
 """
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from timm.models import build_model_with_cfg, resolve_pretrained_cfg
-
-from .names import PREFIX, own_name
+from .names import PREFIX
 
 __all__ = [
     "CONFIG",
@@ -25,18 +22,21 @@ __all__ = [
     "WEIGHTS",
     "HubConfig",
     "Pins",
-    "build_pinned",
-    "fetched_by",
     "package_configs",
     "pins",
     "read_configs",
 ]
 
-FetchT = TypeVar("FetchT", bound=Callable[..., Path])
-
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 HUB_CONFIGS = "hub_configs"
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
+FILE = {  # of another's file: what its entries must be, None aside
+    "source": (str, ".+", "the repository or address that the tag's config declares"),
+    "name": (str, "[^/]+", "the file's name there"),
+    "revision": (str, "[0-9a-f]{40}", "a commit of 40 hex digits"),
+    "sha256": (str, "[0-9a-f]{64}", "a digest of 64 hex digits"),
+    "bytes": (int, "[0-9]+", "the file's size"),
+}
 SECTION = {  # of a config whose weights are published: what its entries must be
     "hub.repo_id": (f"{NAME}/{NAME}", "a repository, 'owner/name'"),
     "hub.revision": ("[0-9a-f]{40}", "a commit of 40 hex digits"),
@@ -64,15 +64,6 @@ class HubConfig(NamedTuple):
 
     content: dict[str, Any]
     pins: Pins | None
-
-
-_fetchers: list[Callable[..., Path]] = []
-
-
-def fetched_by(fetch: FetchT) -> FetchT:
-    """Decorate what fetches pinned weights: `fetch(repo_id, revision, sha256, cache_dir=...)`, a folder with them."""
-    _fetchers[:] = [fetch]
-    return fetch
 
 
 def pins(architecture: str, tag: str | None) -> Pins | None:
@@ -111,6 +102,7 @@ def read_configs(folder: Path) -> dict[tuple[str, str], HubConfig]:
             raise ValueError(f"{where} is no JSON object")
         key = (str(content.get("architecture")), str(content.get("tag") or ""))
         config = HubConfig(content, _pins(content, where))
+        _check_file(content.get("file"), where)
         if key in configs and (config.pins or configs[key].pins):
             raise ValueError(f"{where}: architecture={key[0]!r}, tag={key[1]!r} are those of another file, too")
         configs[key] = config
@@ -134,35 +126,13 @@ def _pins(content: Mapping[str, Any], where: str) -> Pins | None:
     return Pins(hub["repo_id"], hub["revision"], sha256)
 
 
-def build_pinned(model_cls: Callable[..., Any], variant: str, pretrained: bool, **kwargs: Any) -> Any:
-    """Build as `timm.models.build_model_with_cfg`, with weights whose digests were compared where they are pinned.
-
-    A file, a state dict, an address or another repository in `pretrained_cfg` or `pretrained_cfg_overlay` is left to
-    timm.
-
-    Args:
-        model_cls: The network's class.
-        variant: Name in the family's file; see `own_name`.
-        pretrained: Load weights.
-        **kwargs: As timm's function takes them.
-    """
-    own = own_name(variant)
-    overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
-    file = None
-    if pretrained:
-        cfg: Any = resolve_pretrained_cfg(own, kwargs.get("pretrained_cfg"), dict(overlay))
-        found = pins(variant, cfg.tag)
-        other = cfg.source or cfg.file or cfg.state_dict or cfg.hf_hub_filename
-        if found and cfg.hf_hub_id == found.hf_hub_id and not other:
-            if cfg.url:
-                overlay["hf_hub_id"] = None  # or timm would take the repository, and compare nothing
-            else:
-                folder = _fetchers[0](found.repo_id, found.revision, found.sha256, cache_dir=kwargs.get("cache_dir"))
-                overlay["file"] = file = str(folder / WEIGHTS)
-    model = build_model_with_cfg(model_cls, own, pretrained, pretrained_cfg_overlay=overlay, **kwargs)
-    if file:
-        for module in model.modules():  # a backbone's wrapper has a config of its own
-            cfg = getattr(module, "pretrained_cfg", None)
-            if isinstance(cfg, dict) and cfg.get("file") == file:
-                del cfg["file"]  # the repository is the source, not this computer's copy
-    return model
+def _check_file(found: Any, where: str) -> None:
+    """Refuse a section `file` with entries that nobody writes."""
+    if found is None:
+        return
+    if not isinstance(found, dict) or found.keys() != FILE.keys():
+        raise ValueError(f"{where}: file={str(found)[:200]} must have {', '.join(FILE)}, only these")
+    for entry, (kind, pattern, right) in FILE.items():
+        value = found[entry]
+        if value is not None and (not isinstance(value, kind) or not re.fullmatch(pattern, str(value))):
+            raise ValueError(f"{where}: file.{entry}={value!r} must be {right}")
