@@ -6,7 +6,6 @@ wrapped here by ones that look at the names first, for the requests of this pack
 """
 
 import re
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from functools import wraps
 from typing import Any, TypeVar
 
 from huggingface_hub import file_download
-from huggingface_hub.utils import LocalEntryNotFoundError
 
 from .checks import Refused
 
@@ -27,7 +25,8 @@ NAME = "[0-9A-Za-z][0-9A-Za-z._-]{0,127}"
 WAITS = 1, 2, 4, 8  # seconds, between five attempts
 LONGEST = 60  # seconds that a Hub may ask for
 BUSY = 408, 429, 500, 502, 503, 504  # what the client itself asks again for
-BROKEN = {"ReadError", "ReadTimeout", "RemoteProtocolError", "WriteError"}  # of its transport, which differs by version
+# Errors of its transports, which differ by version: a connection that was made has broken.
+BROKEN = {"ChunkedEncodingError", "ReadError", "ReadTimeout", "RemoteProtocolError", "WriteError"}
 
 _expected: ContextVar[tuple[str, str] | None] = ContextVar("expected", default=None)
 
@@ -76,12 +75,12 @@ def causes(error: BaseException) -> list[BaseException]:
 def _pause(error: Exception, wait: int) -> int | None:
     """Return how many seconds to wait for another attempt, None where that would change nothing."""
     chain = causes(error)
-    response = next((one.response for one in chain if getattr(one, "response", None) is not None), None)
+    responses: list[Any] = [getattr(one, "response", None) for one in chain]
+    response = next((one for one in responses if one is not None), None)
     if response is None:
-        if any(isinstance(one, (ConnectionRefusedError, LocalEntryNotFoundError, socket.gaierror)) for one in chain):
-            return None
-        cut = isinstance(error, OSError) and not error.filename  # a transfer, which older clients leave to their caller
-        return wait if cut or any(type(one).__name__ in BROKEN for one in chain) else None
+        cut = type(error) is OSError and not error.filename  # a transfer, which older clients leave to their caller
+        broken = any(isinstance(one, (ConnectionResetError, TimeoutError)) for one in chain)
+        return wait if cut or broken or any(type(one).__name__ in BROKEN for one in chain) else None
     if response.status_code not in BUSY:
         return None
     asked = response.headers.get("Retry-After") or ""

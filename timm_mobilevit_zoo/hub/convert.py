@@ -58,7 +58,6 @@ def convert(
     if model not in our_models():
         raise ValueError(f"model={model!r} is none of this package's: {', '.join(our_models())}")
     card = {key: given[key] for key in CARD_WORDS if given[key]}
-    told = f"checkpoint={checkpoint!r}"
     weights = translate(read_checkpoint(checkpoint, ema=ema), model, img_size, file=checkpoint)
     cfg: Any = timm.get_pretrained_cfg(model)
     first = weights.get(f"{cfg.first_conv}.weight")
@@ -70,7 +69,7 @@ def convert(
     with torch.device("meta"):  # nothing is made as large as a file says before all of it fits
         wanted = create(model, **args).state_dict()
     if odd := odd_ones(weights, wanted):
-        raise ValueError(f"{told} does not fit {model}: {odd}")
+        raise ValueError(f"checkpoint={str(checkpoint)!r} does not fit {model}: {odd}")
     network = create(model, **args)
     network.load_state_dict(weights)
     network.pretrained_cfg["num_classes"] = network.num_classes

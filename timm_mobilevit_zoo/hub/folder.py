@@ -135,11 +135,7 @@ def export(model: nn.Module, folder: str | Path, *, card: Mapping[str, Any], lab
     check_card(card)
     model = unwrapped(model)
     _check_model(model)
-    network: Any = copy.deepcopy(model).eval()
-    network.to("cpu", memory_format=torch.contiguous_format)
-    for module in network.modules():
-        for name in list(getattr(module, "parametrizations", ())):
-            parametrize.remove_parametrizations(module, name)
+    network = _plain_copy(model)
     _mend_classes(network, label_names)
     check_values(network.state_dict())
     with appearing(target) as part:
@@ -152,6 +148,19 @@ def export(model: nn.Module, folder: str | Path, *, card: Mapping[str, Any], lab
         (part / CARD).write_text(card_text(config, card, found, cost), encoding="utf-8")
         _reload(part, network)
     return found
+
+
+def _plain_copy(model: nn.Module) -> Any:
+    """Return a copy on the CPU, in evaluation mode, whose weights are plain tensors."""
+    try:
+        network = copy.deepcopy(model).eval()
+    except RuntimeError as error:  # of torch's older weight_norm and its kind, whose weights are no parameters
+        raise ValueError(f"model={type(model).__name__} cannot be copied: {str(error)[:200]}") from None
+    network.to("cpu", memory_format=torch.contiguous_format)
+    for module in list(network.modules()):
+        for name in list(module.parametrizations) if parametrize.is_parametrized(module) else ():
+            parametrize.remove_parametrizations(module, name)
+    return network
 
 
 def _check_model(model: Any) -> None:
@@ -176,10 +185,10 @@ def _mend_classes(network: Any, label_names: Any) -> None:
     names = cfg.get("classifier") or ()
     for name in (names,) if isinstance(names, str) else names:
         head = network.get_submodule(name)
-        if not isinstance(head, (nn.Linear, nn.Conv2d, nn.Identity)):
+        if not isinstance(head, (nn.Linear, nn.Identity)):
             raise ValueError(
                 f"model={cfg['architecture']!r} has a {type(head).__name__} for its head, {name}; its name alone "
-                f"rebuilds one linear layer there"
+                "rebuilds one linear layer there"
             )
         if isinstance(head, nn.Linear):
             network.num_classes = head.out_features

@@ -155,7 +155,8 @@ def _becomes(tensor: Tensor, dtype: torch.dtype) -> bool:
 
 def _bare(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors without the prefixes of wrappers that all of them have."""
-    while prefix := next((one for one in WRAPPERS if tensors and all(key.startswith(one) for key in tensors)), None):
+    for _ in range(MAX_DEPTH):
+        prefix = next((one for one in WRAPPERS if all(key.startswith(one) for key in tensors)), "")
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return tensors
 

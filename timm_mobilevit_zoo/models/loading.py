@@ -92,7 +92,8 @@ def load(model: str, *, pretrained: bool = True, trust: bool = False, **kwargs: 
 
 def open_model(model: str, *, pretrained: bool = True, trust: bool = False, **kwargs: Any) -> Any:
     """Return a model as `load` does, in the mode in which timm creates one."""
-    folder = str(model).removeprefix("local-dir:")
+    model = str(model)  # or a path
+    folder = model.removeprefix("local-dir:")
     if is_folder(folder) and not trust:
         try:
             config, tensors = _readers[0](Path(folder))
@@ -214,7 +215,7 @@ def weights_from(file: str, model: str) -> dict[str, Any]:
         ValueError: For a file that holds no weights, or a model that has its own.
     """
     if ":" in model:
-        raise ValueError(f"checkpoint={file!r} goes with a registered name; model={model!r} has weights of its own")
+        raise ValueError(f"checkpoint={str(file)!r} goes with a registered name; model={model!r} has its own weights")
     weights = read_checkpoint(file, ema=None)
     if model.partition(".")[0] in our_models():  # the file may name its head as a tutorial does
         weights = translate(weights, model, file=file)
@@ -245,7 +246,7 @@ def load_checkpoint(file: str, model: str, *, num_classes: int | None = None, **
             given = overlay | {"state_dict": dict(overlay["state_dict"])}
             network = create(model, pretrained=True, num_classes=classes, pretrained_cfg_overlay=given, **kwargs)
     except Exception as error:  # of tensors of odd shapes, each filter and each layer has its own
-        raise ValueError(f"checkpoint={file!r} does not fit {model}: {_short(error)}") from None
+        raise ValueError(f"checkpoint={str(file)!r} does not fit {model}: {_short(error)}") from None
     return forget(network)
 
 
@@ -266,11 +267,11 @@ def classes_of(weights: Mapping[str, Tensor], model: str, file: str) -> int:
     for name in (convs,) if isinstance(convs, str) else convs:
         first = weights.get(f"{name}.weight")
         if first is not None and first.ndim == 4 and first.shape[1] > MAX_CHANNELS:
-            raise ValueError(f"checkpoint={file!r}: {name} takes {first.shape[1]:,} channels, over {MAX_CHANNELS}")
+            raise ValueError(f"checkpoint={str(file)!r}: {name} takes {first.shape[1]:,} channels, over {MAX_CHANNELS}")
     if head is None or head.ndim < 2:
         return 0
     if len(head) > MAX_CLASSES:
-        raise ValueError(f"checkpoint={file!r} has {len(head):,} classes; at most {MAX_CLASSES:,} are right")
+        raise ValueError(f"checkpoint={str(file)!r} has {len(head):,} classes; at most {MAX_CLASSES:,} are right")
     return len(head)
 
 
@@ -295,7 +296,7 @@ def translate(
         translated: dict[str, Tensor] = family.checkpoint_filter_fn(weights, network)
     except Exception as error:  # of tensors of odd shapes, each layout has its own
         reason = f"{type(error).__name__}: {_short(error)}"
-        raise ValueError(f"checkpoint={file!r} does not fit {model}: {reason}") from None
+        raise ValueError(f"checkpoint={str(file)!r} does not fit {model}: {reason}") from None
     return counters(network.state_dict(), translated) | translated
 
 
