@@ -22,13 +22,13 @@ def _train(**args: Any) -> int:
     return 0
 
 
-def _predict(model: str, images: list[str], as_json: bool, **args: Any) -> int:
+def _predict(model: str, images: list[str], as_json: bool, trust: bool, **args: Any) -> int:
     results = _missing(images)
     if len(results) < len(images):  # or else no network is needed to say what there is to say
         from timm_mobilevit_zoo.models.loading import load
         from timm_mobilevit_zoo.train.predict import predict
 
-        results = predict(load(model), images, **args)
+        results = predict(load(model, trust=trust), images, **args)
     if as_json:
         for line in json.dumps(results, indent=2).splitlines():
             _say(line)

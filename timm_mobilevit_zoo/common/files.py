@@ -1,13 +1,32 @@
-"""Write a file whole or not at all, and tell what is in one."""
+"""Write a file whole or not at all, open what is a file, and tell what is in one."""
 
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["appearing", "digests", "replacing"]
+__all__ = ["appearing", "digests", "open_regular", "replacing"]
+
+
+@contextmanager
+def open_regular(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file for reading, and nothing else: a pipe would make the reader wait for ever, a device never end.
+
+    Raises:
+        FileNotFoundError: For a path where nothing is.
+        ValueError: For a folder, a pipe, a socket or a device.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # before it is opened, which may wind a tape
+        raise ValueError(f"{path} is no regular file")
+    flags = (getattr(os, name, 0) for name in ("O_BINARY", "O_CLOEXEC", "O_NOCTTY", "O_NONBLOCK"))
+    with open(os.open(path, os.O_RDONLY | sum(flags)), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # it may have been replaced meanwhile
+            raise ValueError(f"{path} is no regular file")
+        yield file
 
 
 @contextmanager

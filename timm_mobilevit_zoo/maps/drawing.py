@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from timm_mobilevit_zoo.common.extras import require
 from timm_mobilevit_zoo.common.files import replacing
 from timm_mobilevit_zoo.common.images import reader
-from timm_mobilevit_zoo.models.loading import load, weights_from
+from timm_mobilevit_zoo.models.loading import load, load_checkpoint
 from timm_mobilevit_zoo_cli.checks import check
 
 from .places import find_vit, locate, received
@@ -101,6 +101,7 @@ def draw_file(
     pretrained: bool = False,
     checkpoint: str = "",
     img_size: int | None = None,
+    trust: bool = False,
     overwrite: bool = False,
 ) -> dict[str, tuple[int, ...]]:
     """Draw what each layer of a model attends to over an image.
@@ -112,6 +113,7 @@ def draw_file(
         pretrained: Give a name the weights that it stands for; they may be downloaded.
         checkpoint: Give a name the weights in this file, the authors' or ours.
         img_size: Side of the square input, in pixels; the model's own where not given.
+        trust: Load a folder as it stands, without the check of what it holds.
         overwrite: Replace an output file that exists.
 
     Returns:
@@ -131,7 +133,10 @@ def draw_file(
         )
     check("maps", given)
     is_folder = (folder / "config.json").is_file()
-    network = _load(str(folder) if is_folder else model, pretrained, checkpoint, img_size)
+    if checkpoint:
+        network = load_checkpoint(checkpoint, model, img_size=img_size).eval()
+    else:
+        network = load(str(folder) if is_folder else model, pretrained=pretrained, trust=trust, img_size=img_size)
     chans = network.pretrained_cfg["input_size"][0]
     config = resolve_data_config({"img_size": img_size, "in_chans": chans}, model=network)
     x = reader(config)(image)[None]
@@ -145,16 +150,6 @@ def draw_file(
     sys.stdout.writelines(f"{name}: {shape}\n" for name, shape in shapes.items())
     sys.stdout.write(f"drew {target}\n")
     return shapes
-
-
-def _load(model: str, pretrained: bool, checkpoint: str, img_size: int | None) -> Any:
-    args: dict[str, Any] = {"pretrained": pretrained or bool(checkpoint)}
-    if checkpoint:
-        overlay = weights_from(checkpoint, model)
-        args |= {"pretrained_cfg_overlay": overlay, **{k: v for k, v in overlay.items() if k == "num_classes"}}
-    if img_size is not None:
-        args["img_size"] = img_size
-    return load(model, **args)
 
 
 # What the panels show

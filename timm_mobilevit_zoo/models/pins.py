@@ -15,7 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from safetensors.torch import load
 from timm.models import build_model_with_cfg, resolve_pretrained_cfg
+from torch import Tensor
+
+from timm_mobilevit_zoo.common.files import digests, open_regular
 
 from .names import PREFIX, own_name
 
@@ -148,7 +152,7 @@ def build_pinned(model_cls: Callable[..., Any], variant: str, pretrained: bool, 
     """
     own = own_name(variant)
     overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
-    file = None
+    pinned = False
     if pretrained:
         cfg: Any = resolve_pretrained_cfg(own, kwargs.get("pretrained_cfg"), dict(overlay))
         found = pins(variant, cfg.tag)
@@ -158,11 +162,20 @@ def build_pinned(model_cls: Callable[..., Any], variant: str, pretrained: bool, 
                 overlay["hf_hub_id"] = None  # or timm would take the repository, and compare nothing
             else:
                 folder = _fetchers[0](found.repo_id, found.revision, found.sha256, cache_dir=kwargs.get("cache_dir"))
-                overlay["file"] = file = str(folder / WEIGHTS)
+                overlay["state_dict"], pinned = _read_pinned(folder / WEIGHTS, found.sha256[WEIGHTS]), True
     model = build_model_with_cfg(model_cls, own, pretrained, pretrained_cfg_overlay=overlay, **kwargs)
-    if file:
+    if pinned:
         for module in model.modules():  # a backbone's wrapper has a config of its own
-            cfg = getattr(module, "pretrained_cfg", None)
-            if isinstance(cfg, dict) and cfg.get("file") == file:
-                del cfg["file"]  # the repository is the source, not this computer's copy
+            known = getattr(module, "pretrained_cfg", None)
+            if isinstance(known, dict):
+                known.pop("state_dict", None)  # the repository is the source
     return model
+
+
+def _read_pinned(path: Path, sha256: str) -> dict[str, Tensor]:
+    """Return the weights of a file that is read once: what is compared is what is loaded."""
+    with open_regular(path) as file:
+        data = file.read()
+    if (digest := digests(data)["sha256"]) != sha256:
+        raise ValueError(f"{path} has changed: its digest is {digest}, not {sha256}")
+    return load(data)

@@ -21,7 +21,7 @@ RUN_FILES = ("config.json", "curve.png", "last.ckpt", "model.safetensors", "summ
 
 def comparable(options: dict[str, Any], labels: list[str], images: tuple[Any, ...], processes: int) -> dict[str, Any]:
     """Return what decides a run's result; it may move to another folder, or to another number of loaders."""
-    free = ("output", "resume", "workers", "cpu", "data")
+    free = ("output", "resume", "workers", "cpu", "data", "trust")
     pairs = ((key, tuple(value) if isinstance(value, list) else value) for key, value in options.items())
     names = [
         f"{path.parent.name}/{path.name} {target}"

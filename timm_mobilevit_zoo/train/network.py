@@ -15,7 +15,7 @@ from timm.task import (
 )
 from torch import nn
 
-from timm_mobilevit_zoo.models.loading import create, load, weights_from
+from timm_mobilevit_zoo.models.loading import labels_of, load, load_checkpoint, open_model
 
 __all__ = ["check_names", "create_student", "create_task", "describe", "grey"]
 
@@ -45,17 +45,12 @@ def check_names(options: dict[str, Any], train: Callable[..., Any]) -> None:
 
 def create_student(options: dict[str, Any], num_classes: int) -> Any:
     """Return the network that `train`'s options name, with the weights that they name."""
-    extra = {key: options[key] for key in ("drop_rate", "drop_path_rate")}
+    args = {key: options[key] for key in ("img_size", "in_chans", "drop_rate", "drop_path_rate")}
+    args["num_classes"] = num_classes
     if options["checkpoint"]:
-        extra["pretrained_cfg_overlay"] = weights_from(options["checkpoint"], options["model"])
-    return create(
-        options["model"],
-        img_size=options["img_size"],
-        pretrained=options["pretrained"] or bool(options["checkpoint"]) or ":" in options["model"],
-        num_classes=num_classes,
-        in_chans=options["in_chans"],
-        **extra,
-    )
+        return load_checkpoint(options["checkpoint"], options["model"], **args)
+    pretrained = options["pretrained"] or ":" in options["model"]
+    return open_model(options["model"], pretrained=pretrained, trust=options["trust"], **args)
 
 
 def grey(config: dict[str, Any]) -> dict[str, Any]:
@@ -83,12 +78,13 @@ def create_task(student: Any, criterion: nn.Module, labels: list[str], options: 
         return ClassificationTask(student, criterion=criterion, verbose=False)
     name = options["teacher"]
     # A published network is fitted to other image channels, as timm does; one that was trained on some keeps them.
-    teacher = load(name) if Path(name).is_dir() else load(name, in_chans=student.in_chans)
+    chans = {} if Path(name).is_dir() else {"in_chans": student.in_chans}
+    teacher = load(name, trust=options["trust"], **chans)
     if teacher.in_chans != student.in_chans:
         raise ValueError(f"teacher={name!r} sees {teacher.in_chans} image channels, the student {student.in_chans}")
     if teacher.num_classes != student.num_classes:
         raise ValueError(f"teacher={name!r} knows {teacher.num_classes} classes, the data has {student.num_classes}")
-    taught = list(teacher.pretrained_cfg.get("label_names") or labels)
+    taught = labels_of(teacher) or labels
     if taught != labels:
         raise ValueError(f"teacher={name!r} knows other classes, or in another order: {taught}, not {labels}")
     side, taught_side = (m.pretrained_cfg["input_size"][1:] for m in (student, teacher))

@@ -7,7 +7,7 @@ import torch
 from timm.data import resolve_data_config
 
 from timm_mobilevit_zoo.common.images import reader
-from timm_mobilevit_zoo.models.loading import evaluating
+from timm_mobilevit_zoo.models.loading import evaluating, labels_of
 from timm_mobilevit_zoo_cli.checks import check
 
 __all__ = ["predict"]
@@ -32,7 +32,7 @@ def predict(model: Any, images: Sequence[str], *, top: int = 5, batch_size: int 
     """
     check("predict", dict(locals()))
     read = reader(resolve_data_config({}, model=model))
-    labels = model.pretrained_cfg.get("label_names") or range(model.num_classes)
+    labels = labels_of(model) or range(model.num_classes)
     results: list[dict[str, Any]] = []
     for start in range(0, len(images), batch_size):
         batch = []

@@ -49,6 +49,7 @@ def train(
     crop_pct: float | None = None,
     pretrained: bool = False,
     checkpoint: str = "",
+    trust: bool = False,
     drop_rate: float | None = None,
     drop_path_rate: float | None = None,
     grad_checkpointing: bool = False,
@@ -106,6 +107,7 @@ def train(
         crop_pct: Share of a validation image's side that is kept; the model's own where not given.
         pretrained: Start from the weights that the name stands for; they may be downloaded.
         checkpoint: Start from this weights file, the authors' or ours; a head of as many classes is kept.
+        trust: Load a folder, the model's or the teacher's, as it stands, without the check of what it holds.
         drop_rate: Dropout before the classifier; the model's own where not given.
         drop_path_rate: Stochastic depth; the model's own where not given.
         grad_checkpointing: Recompute activations in the backward pass, to save memory.
