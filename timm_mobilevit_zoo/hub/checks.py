@@ -20,7 +20,7 @@ from timm_mobilevit_zoo.models.names import own_name
 from timm_mobilevit_zoo.models.pins import CONFIG, WEIGHTS
 from timm_mobilevit_zoo.models.probe import COUNT, PROBE_GMACS, PROBE_SIDE, SEED, affordable, matches, probe
 from timm_mobilevit_zoo_cli.checks import weights_folder
-from timm_mobilevit_zoo_cli.text import printable
+from timm_mobilevit_zoo_cli.text import check_labels, printable
 
 __all__ = [
     "Refused",
@@ -225,9 +225,10 @@ def _check_labels(config: Mapping[str, Any], classes: int) -> None:
     if names is not None:
         _need(isinstance(names, list), "label_names is no list")
         _need(len(names) == classes, f"label_names has {len(names)} entries, num_classes is {classes}")
-        fits = all(isinstance(name, str) and 0 < len(name) <= 300 and name.isprintable() for name in names)
-        _need(fits, "label_names must be printable strings of 1 to 300 characters")
-        _need(len(set(names)) == len(names), "label_names are not all different")
+        try:
+            check_labels(names)
+        except ValueError as error:
+            raise Refused(str(error)) from None
     described = config.get("label_descriptions")
     if described is not None:
         _need(isinstance(described, dict), "label_descriptions is no object")
