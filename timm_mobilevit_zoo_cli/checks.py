@@ -6,6 +6,7 @@ would be right.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,12 @@ Options = Mapping[str, Any]
 
 _OPTIONAL = {"clip_grad", "crop_pct", "img_size", "lr", "size", "temperature", "tolerance"}  # None is a value of theirs
 INDEX = Path("models", "index.json")  # what a page reads first
+# What timm reads of the name of a policy; a part that it does not know it ignores, or asserts in the middle of a run.
+_POLICY = re.compile(
+    r"rand(-(m|n|mmax)\d\d?|-p(0|1|0?\.\d+|1\.0+)|-mstd\d{1,3}(\.\d+)?|-inc[01]|-t(weights|3aw?))*"
+    r"|augmix(-m\d\d?|-[wd][1-9]\d?|-b[01]|-mstd\d{1,3}(\.\d+)?)*"
+    r"|(v0r?|originalr?|3a)(-mstd\d{1,3}(\.\d+)?)?"
+)
 LEAST_ROUNDS = 5  # of a comparison: quartiles of fewer say nothing
 
 
@@ -136,6 +143,11 @@ def _train(options: Options) -> None:
     two = "must be two {} above 0{}, the smaller first"
     _need(options, ("scale",), lambda pair: 0 < pair[0] <= pair[1] <= 1, two.format("shares", " and up to 1"))
     _need(options, ("ratio",), lambda pair: 0 < pair[0] <= pair[1], two.format("ratios", ""))
+    if options["auto_augment"] and not _POLICY.fullmatch(str(options["auto_augment"])):
+        raise ValueError(
+            f"auto_augment={options['auto_augment']!r} must be a policy of timm's, as rand-m9-mstd0.5-inc1, "
+            "augmix-m5-w4-d2, original-mstd0.5 or v0"
+        )
     if options["num_classes"] is not None and not options["dataset"]:
         raise ValueError(
             f"num_classes={options['num_classes']} is for a named data set; a folder's classes are counted"

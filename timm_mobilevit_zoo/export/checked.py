@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from timm_mobilevit_zoo import __version__
 from timm_mobilevit_zoo.common.files import digests
+from timm_mobilevit_zoo.common.images import data_config
 from timm_mobilevit_zoo.models.loading import labels_of
 
 from .compare import classes_of, compare, random_images, real_images, resized
@@ -65,7 +65,7 @@ def _prepared(network: nn.Module, task: Task) -> tuple[Any, dict[str, Any], Tens
     if network.training:
         raise ValueError(f"network={cfg['architecture']} is in training mode: call network.eval() first")
     own: Any = copy.deepcopy(network).float().cpu()
-    config = resolve_data_config({"input_size": (own.in_chans, *task.size)} if task.size else {}, model=own)
+    config = data_config(own, **({"input_size": (own.in_chans, *task.size)} if task.size else {}))
     channels, height, width = config["input_size"]
     x = torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

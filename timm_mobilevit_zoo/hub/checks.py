@@ -22,7 +22,7 @@ from timm_mobilevit_zoo.models.names import our_models, own_name
 from timm_mobilevit_zoo.models.pins import CONFIG
 from timm_mobilevit_zoo.models.probe import COUNT, PROBE_GMACS, PROBE_SIDE, SEED, affordable, matches, probe
 from timm_mobilevit_zoo_cli.checks import weights_folder
-from timm_mobilevit_zoo_cli.text import printable
+from timm_mobilevit_zoo_cli.text import check_labels, printable
 
 __all__ = [
     "Refused",
@@ -250,11 +250,9 @@ def _check_labels(config: dict[str, Any], classes: int) -> None:
     if config.get("label_names") is not None:
         try:
             config["label_names"] = names = label_list(config["label_names"], classes)
+            check_labels(names)
         except ValueError as error:
             raise Refused(str(error)) from None
-        fits = all(isinstance(name, str) and 0 < len(name) <= 300 and name.isprintable() for name in names)
-        need(fits, "label_names must be printable strings of 1 to 300 characters")
-        need(len(set(names)) == len(names), "label_names are not all different")
     described = config.get("label_descriptions")
     if described is not None:
         need(isinstance(described, dict), "label_descriptions is no object")

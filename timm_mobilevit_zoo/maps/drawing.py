@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from timm_mobilevit_zoo.common.extras import require
 from timm_mobilevit_zoo.common.files import replacing
-from timm_mobilevit_zoo.common.images import reader
+from timm_mobilevit_zoo.common.images import data_config, reader
 from timm_mobilevit_zoo.models.loading import load, load_checkpoint
 from timm_mobilevit_zoo_cli.checks import check
 
@@ -137,9 +136,7 @@ def draw_file(
         network = load_checkpoint(checkpoint, model, img_size=img_size).eval()
     else:
         network = load(str(folder) if is_folder else model, pretrained=pretrained, trust=trust, img_size=img_size)
-    chans = network.pretrained_cfg["input_size"][0]
-    config = resolve_data_config({"img_size": img_size, "in_chans": chans}, model=network)
-    x = reader(config)(image)[None]
+    x = reader(data_config(network, img_size=img_size))(image)[None]
     layers = record(network, x)
     figure = _figure(network, x, layers)
     with replacing(target) as part:
@@ -209,10 +206,10 @@ def panels_of(network: nn.Module, x: Tensor, layers: dict[str, Layer]) -> list[_
 
 def _grey(network: nn.Module, x: Tensor) -> Tensor:
     """Return the image `(H, W)` in 0..1, what the network's data config did to it undone."""
-    config = resolve_data_config({}, model=network)
+    config = data_config(network)
     mean, std = (torch.tensor(config[key]) for key in ("mean", "std"))
     if len(mean) != x.shape[1]:
-        mean, std = mean.mean(), std.mean()  # timm's configs speak of three channels whatever there are
+        mean, std = mean.mean(), std.mean()
     return (x[0].detach().float().cpu() * std.view(-1, 1, 1) + mean.view(-1, 1, 1)).mean(0).clamp(0, 1)
 
 

@@ -10,13 +10,12 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from timm_mobilevit_zoo import __version__
 from timm_mobilevit_zoo.common.extras import require
 from timm_mobilevit_zoo.common.files import appearing, digests
-from timm_mobilevit_zoo.common.images import images_in
+from timm_mobilevit_zoo.common.images import data_config, images_in
 from timm_mobilevit_zoo.export import to_onnx
 from timm_mobilevit_zoo.export.format import INPUT, quiet
 from timm_mobilevit_zoo.export.formats import FORMATS
@@ -120,7 +119,7 @@ def _load(model: str, pretrained: bool, trust: bool) -> Any:
         if not known.has_weights:
             raise ValueError(f"models: {model!r} has no published weights; --no-pretrained takes random ones")
     network = load(model, pretrained=pretrained, trust=trust)
-    config = resolve_data_config({}, model=network)
+    config = data_config(network)
     can = {"interpolation": ("bicubic", "bilinear"), "crop_mode": ("center", "squash")}
     for key, values in can.items():
         if config[key] not in values:

@@ -15,9 +15,10 @@ from timm.task import (
 )
 from torch import nn
 
+from timm_mobilevit_zoo.common.images import data_config
 from timm_mobilevit_zoo.models.loading import labels_of, load, load_checkpoint, open_model
 
-__all__ = ["check_names", "create_student", "create_task", "describe", "grey"]
+__all__ = ["check_names", "create_student", "create_task", "describe"]
 
 
 def check_names(options: dict[str, Any], train: Callable[..., Any]) -> None:
@@ -51,11 +52,6 @@ def create_student(options: dict[str, Any], num_classes: int) -> Any:
         return load_checkpoint(options["checkpoint"], options["model"], **args)
     pretrained = options["pretrained"] or ":" in options["model"]
     return open_model(options["model"], pretrained=pretrained, trust=options["trust"], **args)
-
-
-def grey(config: dict[str, Any]) -> dict[str, Any]:
-    """Return one channel's mean and std, where timm would take three for as many channels."""
-    return {key: (sum(config[key]) / len(config[key]),) for key in ("mean", "std")}
 
 
 def describe(model: Any, config: dict[str, Any], labels: list[str]) -> None:
@@ -98,8 +94,8 @@ def create_task(student: Any, criterion: nn.Module, labels: list[str], options: 
             f"distill='token' needs a model with a second classifier, as deit_nano_distilled_patch4_32 and casvit_xs "
             f"have; model={options['model']!r} has none"
         )
-    if student.in_chans == 1:
-        teacher.pretrained_cfg.update(grey(teacher.pretrained_cfg))
+    config = data_config(teacher)  # a published network's speaks of three channels
+    teacher.pretrained_cfg.update({key: config[key] for key in ("mean", "std")})
     teacher.requires_grad_(False)
     tasks = {"logit": LogitDistillationTask, "token": TokenDistillationTask, "feature": FeatureDistillationTask}
     heat = {} if options["distill"] == "feature" else {"temperature": options["temperature"]}

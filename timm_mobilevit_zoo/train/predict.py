@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.data import resolve_data_config
 
-from timm_mobilevit_zoo.common.images import reader
+from timm_mobilevit_zoo.common.images import data_config, reader
 from timm_mobilevit_zoo.models.loading import evaluating, labels_of
 from timm_mobilevit_zoo_cli.checks import check
 
@@ -31,7 +30,7 @@ def predict(model: Any, images: Sequence[str], *, top: int = 5, batch_size: int 
         ValueError: For `top` or `batch_size` below 1.
     """
     check("predict", dict(locals()))
-    read = reader(resolve_data_config({}, model=model))
+    read = reader(data_config(model))
     labels = labels_of(model) or range(model.num_classes)
     results: list[dict[str, Any]] = []
     for start in range(0, len(images), batch_size):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import timm
 import torch
-from timm.data import Mixup, resolve_data_config
+from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
@@ -21,12 +21,13 @@ from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
 from timm_mobilevit_zoo.common.extras import require
+from timm_mobilevit_zoo.common.images import data_config
 from timm_mobilevit_zoo_cli.checks import check
 
 from .data import folder_data, make_loader, named_data
 from .epoch import Epoch
 from .folder import check_disk, comparable, open_run, refuse_changes, save_folder, save_state, write_summary
-from .network import check_names, create_student, create_task, describe, grey
+from .network import check_names, create_student, create_task, describe
 
 __all__ = ["Run", "train"]
 
@@ -217,9 +218,7 @@ class Run:
         options, labels = self.options, self.labels
         student = create_student(options, len(labels))
         wanted = {key: options[key] for key in ("img_size", "in_chans", "crop_pct")}
-        self.config = resolve_data_config(wanted, model=student)
-        if options["in_chans"] == 1:
-            self.config |= grey(self.config)
+        self.config = data_config(student, **wanted)
         describe(student, self.config, labels)
         check_disk(self.out, student, options["ema"])
         if options["grad_checkpointing"]:
