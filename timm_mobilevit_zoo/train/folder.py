@@ -226,11 +226,15 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 
 def _write_table(history: list[dict[str, float]], table: Path, curve: Path) -> None:
-    """Write the table of all epochs, and the picture of it."""
+    """Write the table of all epochs and the picture of it."""
     with table.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(history[0]))
         writer.writeheader()
         writer.writerows(history)
+    _draw_curve(history, curve)
+
+
+def _draw_curve(history: list[dict[str, float]], curve: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.5), layout="constrained")
