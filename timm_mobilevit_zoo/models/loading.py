@@ -1,20 +1,19 @@
 """Networks created and given weights: a registered name, a folder that training left, a file of weights."""
 
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from timm_mobilevit_zoo_cli.checks import is_folder
 
 from .names import our_models
 
-__all__ = ["create", "evaluating", "head_of", "load", "translate", "weights_from"]
+__all__ = ["create", "head_of", "load", "translate", "weights_from"]
 
 
 def create(name: str, *, img_size: int | None = None, **kwargs: Any) -> Any:
@@ -58,22 +57,6 @@ def load(model: str, *, pretrained: bool = True, **kwargs: Any) -> Any:
     if ":" not in model and not timm.is_model(model):
         raise ValueError(f"model={model!r} is neither a folder nor registered; see timm.list_models()")
     return create(model, pretrained=pretrained, **kwargs).eval()
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Have every module of a network in evaluation mode, and leave each in the mode that it was in.
-
-    Only the flags are set: some networks' own `train` and `eval` do more than that.
-    """
-    before = [(module, module.training) for module in network.modules()]
-    try:
-        for module, _ in before:
-            module.training = False
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 def weights_from(file: str, model: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 from timm.data import resolve_data_config
 
 from timm_mobilevit_zoo.common.images import reader
-from timm_mobilevit_zoo.models.loading import evaluating
+from timm_mobilevit_zoo.models.copies import twin
 from timm_mobilevit_zoo_cli.checks import check
 
 __all__ = ["predict"]
@@ -31,6 +31,7 @@ def predict(model: Any, images: Sequence[str], *, top: int = 5, batch_size: int 
         ValueError: For `top` or `batch_size` below 1.
     """
     check("predict", dict(locals()))
+    network = twin(model)
     read = reader(resolve_data_config({}, model=model))
     labels = model.pretrained_cfg.get("label_names") or range(model.num_classes)
     results: list[dict[str, Any]] = []
@@ -45,8 +46,7 @@ def predict(model: Any, images: Sequence[str], *, top: int = 5, batch_size: int 
         if not batch:
             continue
         device = next(model.parameters()).device
-        with evaluating(model):
-            logits = model(torch.stack([pixels for _, pixels in batch]).to(device)).float()
+        logits = network(torch.stack([pixels for _, pixels in batch]).to(device)).float()
         shares, indices = logits.softmax(1).topk(min(top, logits.shape[1]))
         for (result, _), row, column in zip(batch, shares.tolist(), indices.tolist(), strict=True):
             result["classes"] = [
