@@ -17,6 +17,10 @@ def _train(**args: Any) -> int:
     from timm_mobilevit_zoo.train import train
 
     best = train(**args)
+    from accelerate import PartialState
+
+    if not PartialState().is_main_process:  # of several, one speaks
+        return 0
     _say(f"best epoch {best['epoch']:.0f}: top-1 {best['val_top1']:.2f}%, loss {best['val_loss']:.4f}")
     _say(f"load it with timm.create_model('local-dir:{best['output']}', pretrained=True)")
     return 0

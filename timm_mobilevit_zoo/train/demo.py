@@ -33,9 +33,10 @@ def write_digits(folder: str | Path, *, val_every: int = 5) -> dict[str, int]:
         The number of images in each split.
 
     Raises:
-        ValueError: For a folder that holds something.
+        ValueError: For a folder that holds something, and for `val_every` below 2.
         ModuleNotFoundError: Without scikit-learn.
     """
+    check("write_digits", {"val_every": val_every})
     root = Path(folder)
     if root.exists() and any(root.iterdir()):
         raise ValueError(f"folder={str(root)!r} is not empty")
@@ -67,7 +68,7 @@ def demo(*, output: str = "demo", model: str = "cloformer_xxs", epochs: int = 15
         ValueError: Where the output folder holds an earlier demo.
         ModuleNotFoundError: Without the extra `demo`.
     """
-    check("demo", {"output": output})
+    check("demo", dict(locals()))
     root = Path(output)
     for module in ("accelerate", "matplotlib", "sklearn"):
         require(module, "demo")

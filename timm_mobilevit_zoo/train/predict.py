@@ -25,7 +25,7 @@ def predict(model: Any, images: Sequence[str], *, top: int = 5, batch_size: int 
 
     Returns:
         For each image its `image` path and `classes`, a list of `label`, `index` and `probability`, likeliest first;
-        for one that cannot be read `error` instead of `classes`.
+        for one that cannot be read, or for which the network's output is not finite, `error` instead of `classes`.
 
     Raises:
         ValueError: For `top` or `batch_size` below 1.
@@ -48,7 +48,11 @@ def predict(model: Any, images: Sequence[str], *, top: int = 5, batch_size: int 
         device = next(model.parameters()).device
         logits = network(torch.stack([pixels for _, pixels in batch]).to(device)).float()
         shares, indices = logits.softmax(1).topk(min(top, logits.shape[1]))
-        for (result, _), row, column in zip(batch, shares.tolist(), indices.tolist(), strict=True):
+        finite = torch.isfinite(logits).all(1).tolist()
+        for (result, _), row, column, right in zip(batch, shares.tolist(), indices.tolist(), finite, strict=True):
+            if not right:
+                result["error"] = f"{result['image']}: the network's output is not finite, so it tells no class"
+                continue
             result["classes"] = [
                 {"label": str(labels[i]), "index": i, "probability": p} for p, i in zip(row, column, strict=True)
             ]
