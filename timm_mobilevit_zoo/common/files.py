@@ -22,7 +22,6 @@ _PARTS: set[str] = set()  # what this process is writing, by name
 _LOCKS: set[int] = set()  # descriptors of the folders that it holds
 
 
-
 @contextmanager
 def open_regular(path: str | Path) -> Iterator[BinaryIO]:
     """Open a file for reading, and nothing else: a pipe would make the reader wait for ever, a device never end.

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from timm_mobilevit_zoo.common.files import appearing, digests
-from timm_mobilevit_zoo.models.loading import label_list, read_by, unwrapped
+from timm_mobilevit_zoo.models.copies import unwrapped
+from timm_mobilevit_zoo.models.loading import label_list, read_by
 from timm_mobilevit_zoo.models.names import our_models, own_name
 from timm_mobilevit_zoo.models.pins import CONFIG, WEIGHTS, package_configs
 from timm_mobilevit_zoo.models.probe import SEED, affordable, gmacs, probe

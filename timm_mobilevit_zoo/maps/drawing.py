@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from timm_mobilevit_zoo.common.extras import require
 from timm_mobilevit_zoo.common.files import replacing
 from timm_mobilevit_zoo.common.images import data_config, reader
+from timm_mobilevit_zoo.models.copies import unwrapped
 from timm_mobilevit_zoo.models.loading import load, load_checkpoint
 from timm_mobilevit_zoo_cli.checks import check
 
 from .places import find_vit, locate, received
-from .recording import Layer, record, unwrap
+from .recording import Layer, record
 
 __all__ = ["KINDS", "attention_maps", "draw", "draw_file", "panels_of", "rollout"]
 
@@ -43,7 +44,7 @@ def attention_maps(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
         ValueError: For `x` of another rank, a TorchScript module, a model without such attention, maps that are not
             finite.
     """
-    return {name: layer.values for name, layer in record(unwrap(model), x).items()}
+    return {name: layer.values for name, layer in record(unwrapped(model), x).items()}
 
 
 def rollout(model: nn.Module, x: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ def rollout(model: nn.Module, x: Tensor) -> Tensor:
     Raises:
         ValueError: For a model without class token, or with maps that are not tokens x tokens; and as `attention_maps`.
     """
-    network = unwrap(model)
+    network = unwrapped(model)
     layers = record(network, x)
     rolled = _rollout(network, x, layers)
     if rolled is None:
@@ -88,7 +89,7 @@ def draw(model: nn.Module, x: Tensor) -> Any:
         ValueError: For more than one image, and as `attention_maps`.
         ModuleNotFoundError: Without the extra `viz`.
     """
-    network = unwrap(model)
+    network = unwrapped(model)
     return _figure(network, x, record(network, x))
 
 

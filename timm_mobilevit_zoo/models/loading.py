@@ -3,15 +3,14 @@
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from timm_mobilevit_zoo_cli.checks import is_folder
 from timm_mobilevit_zoo_cli.text import printable
@@ -23,7 +22,6 @@ __all__ = [
     "build",
     "classes_of",
     "create",
-    "evaluating",
     "head_of",
     "label_list",
     "labels_of",
@@ -32,7 +30,6 @@ __all__ = [
     "open_model",
     "read_by",
     "translate",
-    "unwrapped",
     "weights_from",
 ]
 
@@ -132,17 +129,6 @@ def forget(model: Any) -> Any:
     return model
 
 
-def unwrapped(model: Any) -> Any:
-    """Return the network inside its wrappers: DataParallel and its kind, torch.compile, averages of weights."""
-    while isinstance(model, nn.Module):
-        children = dict(model.named_children())
-        inner = next((children[name] for name in ("_orig_mod", "module") if children.keys() == {name}), None)
-        if inner is None:
-            break
-        model = inner
-    return model
-
-
 def label_list(names: Any, num_classes: int) -> list[str]:
     """Return the names of classes in the classes' order, from any form in which timm's configs have them.
 
@@ -182,22 +168,6 @@ def labels_of(model: Any) -> list[str] | None:
     """Return the names of a model's classes, None where its config has none; it raises as `label_list` does."""
     names = model.pretrained_cfg.get("label_names")
     return None if names is None else label_list(names, model.num_classes)
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Have every module of a network in evaluation mode, and leave each in the mode that it was in.
-
-    Only the flags are set: some networks' own `train` and `eval` do more than that.
-    """
-    before = [(module, module.training) for module in network.modules()]
-    try:
-        for module, _ in before:
-            module.training = False
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 def weights_from(file: str, model: str) -> dict[str, Any]:

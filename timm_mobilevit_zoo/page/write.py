@@ -16,8 +16,9 @@ from timm_mobilevit_zoo import __version__
 from timm_mobilevit_zoo.common.extras import require
 from timm_mobilevit_zoo.common.files import appearing, digests
 from timm_mobilevit_zoo.common.images import data_config, images_in
+from timm_mobilevit_zoo.common.quiet import quiet
 from timm_mobilevit_zoo.export import to_onnx
-from timm_mobilevit_zoo.export.format import INPUT, quiet
+from timm_mobilevit_zoo.export.format import INPUT
 from timm_mobilevit_zoo.export.formats import FORMATS
 from timm_mobilevit_zoo.export.task import TOLERANCE
 from timm_mobilevit_zoo.maps.drawing import KINDS, panels_of

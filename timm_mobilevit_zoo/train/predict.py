@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from timm_mobilevit_zoo.common.images import data_config, reader
-from timm_mobilevit_zoo.models.loading import evaluating, labels_of
+from timm_mobilevit_zoo.models.copies import twin
+from timm_mobilevit_zoo.models.loading import labels_of
 from timm_mobilevit_zoo_cli.checks import check
 
 __all__ = ["predict"]
@@ -30,6 +31,7 @@ def predict(model: Any, images: Sequence[str], *, top: int = 5, batch_size: int 
         ValueError: For `top` or `batch_size` below 1.
     """
     check("predict", dict(locals()))
+    network = twin(model)
     read = reader(data_config(model))
     labels = labels_of(model) or range(model.num_classes)
     results: list[dict[str, Any]] = []
@@ -44,8 +46,7 @@ def predict(model: Any, images: Sequence[str], *, top: int = 5, batch_size: int 
         if not batch:
             continue
         device = next(model.parameters()).device
-        with evaluating(model):
-            logits = model(torch.stack([pixels for _, pixels in batch]).to(device)).float()
+        logits = network(torch.stack([pixels for _, pixels in batch]).to(device)).float()
         shares, indices = logits.softmax(1).topk(min(top, logits.shape[1]))
         finite = torch.isfinite(logits).all(1).tolist()
         for (result, _), row, column, right in zip(batch, shares.tolist(), indices.tolist(), finite, strict=True):
