@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from timm_mobilevit_zoo.models.copies import copied, unwrapped
-from timm_mobilevit_zoo.models.traits import formed, is_scale, scale_of, scaled, torch_type
+from timm_mobilevit_zoo.models.traits import formed, is_scale, scale_of, scaled
 
 from .prepack import ACTIVATIONS, check_prepack, packed
 from .trace import trace
@@ -73,8 +73,7 @@ def fuse(model: nn.Module, *, prepack: bool = False) -> nn.Module:
 
 def _is_leaf(module: nn.Module) -> bool:
     """Tell whether a module is folded as a whole, or stays as one."""
-    known = is_scale(module) or torch_type(module) is not type(module)
-    return known or isinstance(module, (*_NORMS, *_NOTHING, *get_notrace_modules()))
+    return is_scale(module) or isinstance(module, (*_NORMS, *_NOTHING, *get_notrace_modules()))
 
 
 class _Folder:
@@ -122,7 +121,7 @@ class _Folder:
             return
         behind, layer = self._layer(node.args[0], 1)
         rest: nn.Module = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
-        if torch_type(layer) in _CONVS or (type(layer) in _TRANSPOSED and layer.groups == 1):
+        if type(layer) in _CONVS or (type(layer) in _TRANSPOSED and layer.groups == 1):
             self._replace(behind, fuse_conv_bn_eval(layer, norm, transpose=type(layer) in _TRANSPOSED))
         elif type(layer) is nn.Linear:
             self._replace(behind, fuse_linear_bn_eval(layer, norm))
@@ -134,7 +133,7 @@ class _Folder:
 
     def _fold_scale(self, node: fx.Node, scale: Tensor | float, channels: int | None) -> None:
         behind, layer = self._layer(node.args[0], channels)
-        if torch_type(layer) in (*_CONVS, nn.Linear):
+        if type(layer) in (*_CONVS, nn.Linear):
             self._replace(behind, scaled(layer, scale))
             self._replace(node, nn.Identity())
 
@@ -170,7 +169,7 @@ class _Folder:
         """Return the call of a convolution that alone sees a norm's result, not across a level's end."""
         node = self._next_of_same_block(norm)
         conv: Any = self.modules[str(node.target)] if node else None
-        return node if torch_type(conv) in _CONVS and conv.groups == 1 and not any(conv.padding) else None
+        return node if type(conv) in _CONVS and conv.groups == 1 and not any(conv.padding) else None
 
     def _next_of_same_block(self, node: fx.Node) -> fx.Node | None:
         """Return the call of a module, free, that alone sees a result, behind steps that compute nothing."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from timm_mobilevit_zoo_cli.text import printable
 
-from ._args import check_levels
+from ._args import check_levels, drop_size_args
 from .checkpoints import counters
 from .pins import build_pinned
 
@@ -64,11 +64,13 @@ def build_staged(
             clients take these for all that there are, and ask for them by position.
         device: Where to build. It reaches every layer as the default device, so that no family hands it down.
         dtype: Floating-point type of parameters and buffers.
-        **kwargs: Arguments of `timm.models.build_model_with_cfg` and of `model_cls`.
+        **kwargs: Arguments of `timm.models.build_model_with_cfg` and of `model_cls`. Those by which timm's
+            transformers are told an image size (`img_size`, `dynamic_img_size` and the like) change nothing.
 
     Raises:
-        ValueError: For `out_indices` of levels that there are not.
+        ValueError: For `out_indices` of levels that there are not, or an `img_size` that is none.
     """
+    drop_size_args(kwargs)
     num_levels = 5 if stem_level else 4
     if kwargs.get("features_only"):
         check_levels(variant, num_levels, kwargs)
