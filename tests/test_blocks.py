@@ -12,7 +12,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from zoo import create, every_staged_family, image
 
 from timm_mobilevit_zoo.models import _blocks
-from timm_mobilevit_zoo.models._blocks import DepthwiseConv2d
+from timm_mobilevit_zoo.models._blocks import depthwise, depthwise_conv
 
 CHANNELS_LAST = torch.channels_last
 
@@ -25,12 +25,21 @@ def calls(monkeypatch):
     return seen
 
 
-def pair(dim, *args, **kwargs):
-    """Our layer and torch's in float64 with the same weights."""
-    ours = DepthwiseConv2d(dim, *args, **kwargs)
-    theirs = nn.Conv2d(dim, dim, ours.kernel_size, ours.stride, ours.padding, ours.dilation, dim)
-    theirs.load_state_dict(ours.state_dict())
-    return ours, theirs.double()
+class Caller(nn.Module):
+    """Calls a depthwise convolution as blocks do."""
+
+    def __init__(self, *args):
+        super().__init__()
+        self.conv = depthwise_conv(*args)
+
+    def forward(self, x):
+        return self.conv(x) if torch.jit.is_scripting() else depthwise(self.conv, x)
+
+
+def pair(dim, *args):
+    """Our call and torch's layer in float64 with the same weights."""
+    ours = Caller(dim, *args)
+    return ours, copy.deepcopy(ours.conv).double()
 
 
 def gradients(layer, x, grad):
@@ -55,7 +64,7 @@ def test_gradients_are_torchs(calls, kernel_size, stride, dilation, batch, dim, 
     for found, right in zip(gradients(ours, x, grad), expected, strict=True):
         torch.testing.assert_close(found.double(), right, rtol=1e-5, atol=1e-5 * right.abs().max().item())
     assert len(calls) == 1
-    assert ours.weight.grad.is_contiguous()
+    assert ours.conv.weight.grad.is_contiguous()
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -77,7 +86,7 @@ def test_second_gradients_and_forward_mode(monkeypatch, bias):
 
 def test_gradients_of_each_image(calls):
     torch.manual_seed(0)
-    layer = DepthwiseConv2d(4, 5)
+    layer = Caller(4, 5)
     weights = dict(layer.named_parameters())
     x = torch.randn(3, 4, 6, 6).contiguous(memory_format=CHANNELS_LAST)
 
@@ -99,10 +108,11 @@ def test_gradients_of_each_image(calls):
 def test_transforms_of_a_compiled_layer_are_torchs():
     torch.manual_seed(0)
     x = torch.randn(3, 4, 6, 6).contiguous(memory_format=CHANNELS_LAST)
-    weight = torch.randn(4, 1, 5, 5, requires_grad=True)
+    layer = Caller(4, 5)
+    weight = layer.conv.weight
 
     def loss(weight, one):
-        return _blocks._depthwise(one[None], weight, None, (1, 1), (2, 2), (1, 1)).square().sum()
+        return torch.func.functional_call(layer, {"conv.weight": weight}, one[None]).square().sum()
 
     of_each = torch.func.vmap(torch.func.grad(loss), (None, 0))
     right = of_each(weight, x)
@@ -111,11 +121,11 @@ def test_transforms_of_a_compiled_layer_are_torchs():
 
 
 def test_what_stays_torchs(calls):
-    layer = DepthwiseConv2d(8, 5)
+    layer = Caller(8, 5)
     x = torch.randn(2, 8, 6, 6)
     last = x.contiguous(memory_format=CHANNELS_LAST)
     layer(x)
-    DepthwiseConv2d(8, 3)(last)
+    Caller(8, 3)(last)
     layer.double()(last.double())
     layer.float()
     with torch.autocast("cpu", torch.bfloat16):
@@ -130,11 +140,11 @@ def test_what_stays_torchs(calls):
 
 
 def test_forward_mode_through_a_layer(calls):
-    layer = DepthwiseConv2d(4, 5)
+    layer = Caller(4, 5)
     x, direction = (torch.randn(2, 4, 6, 6).contiguous(memory_format=CHANNELS_LAST) for _ in range(2))
     with forward_ad.dual_level():
         tangent = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, direction))).tangent
-    torch.testing.assert_close(tangent, layer._conv_forward(direction, layer.weight, None))
+    torch.testing.assert_close(tangent, layer.conv._conv_forward(direction, layer.conv.weight, None))
     assert calls
 
 
@@ -186,14 +196,14 @@ def test_gradients_of_a_compiled_layer(kernel_size, stride, dilation):
 
 
 def test_exported_graphs_have_torchs_layer():
-    exported = torch.export.export(DepthwiseConv2d(8, 5), (torch.randn(2, 8, 6, 6).to(memory_format=CHANNELS_LAST),))
+    exported = torch.export.export(Caller(8, 5), (torch.randn(2, 8, 6, 6).to(memory_format=CHANNELS_LAST),))
     assert [str(node.target) for node in exported.graph.nodes if node.op == "call_function"] == ["aten.conv2d.default"]
 
 
 def test_an_empty_batch_has_gradients():
-    layer = DepthwiseConv2d(4, 5)
+    layer = Caller(4, 5)
     layer(torch.empty(0, 4, 6, 6).contiguous(memory_format=CHANNELS_LAST)).sum().backward()
-    assert not layer.weight.grad.any()
+    assert not layer.conv.weight.grad.any()
 
 
 @every_staged_family
@@ -203,7 +213,6 @@ def test_gradients_of_a_network(name, monkeypatch):
     twin = copy.deepcopy(network)
     large = [m for m in network.modules() if isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1]
     large = [m for m in large if m.kernel_size[0] >= 5]
-    assert all(type(m) is DepthwiseConv2d for m in large)
     x, used, ours = image(), [], _blocks._Depthwise.apply
     monkeypatch.setattr(_blocks._Depthwise, "apply", lambda *args: used.append(args) or ours(*args))
     network(x).square().sum().backward()

@@ -14,8 +14,8 @@ from torch import nn
 from zoo import FIXED, create, every_family, every_kind, every_staged_family, every_staged_kind, own_image
 
 from timm_mobilevit_zoo import cli, export
+from timm_mobilevit_zoo.common.quiet import quiet
 from timm_mobilevit_zoo.export import formats, plain, rewrite
-from timm_mobilevit_zoo.export.format import quiet
 from timm_mobilevit_zoo.models import traits
 from timm_mobilevit_zoo.models.probe import seed_weights
 

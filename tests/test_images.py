@@ -1,13 +1,20 @@
 """One function reads images everywhere: upright as viewers show them, and only those that are a user's own."""
 
+import os
+import resource
+import zlib
+
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
+from runs import FAST
 from zoo import KINDS
 
-from timm_mobilevit_zoo.common.images import images_in, read_image
+from timm_mobilevit_zoo.common.images import Pixels, data_config, images_in, read_image, reader, walk
+from timm_mobilevit_zoo.export.compare import real_images
+from timm_mobilevit_zoo.maps import draw_file
 from timm_mobilevit_zoo.predict import predict
 
 # For each EXIF orientation where the upright image's top left pixel is stored: what turns it back is then its inverse.
@@ -65,6 +72,215 @@ def test_hidden_files_are_nobodys(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert images_in(tmp_path) == [tmp_path / "a.png", tmp_path / "sub" / "b.png"]
+
+
+RAMP = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"])
+@pytest.mark.parametrize("wanted", ["L", "RGB"])
+def test_pixels_of_every_kind(tmp_path, mode, wanted):
+    grey = Image.fromarray(RAMP if mode != "1" else np.where(RAMP > 127, 255, 0).astype(np.uint8))
+    picture = grey.convert("RGB").convert(mode) if mode == "LAB" else grey.convert(mode)
+    if mode in ("YCbCr", "HSV"):  # which no format here holds, but a data set may
+        found = Pixels({"input_size": (1 if wanted == "L" else 3, 8, 8), "crop_mode": "center"})(picture)
+    else:
+        ending = "tiff" if mode in ("CMYK", "LAB", "RGBX") else "png"
+        picture.save(tmp_path / f"x.{ending}")
+        found = read_image(tmp_path / f"x.{ending}", wanted)
+    assert found.mode == wanted
+    assert abs(np.asarray(found.convert("L")).astype(int) - np.asarray(grey)).max() <= 1
+
+
+def clear(mode):
+    """A picture of two pixels, a black one and one that is transparent, red beneath."""
+    colours = Image.fromarray(np.array([[[0, 0, 0, 255], [255, 0, 0, 0]]], np.uint8))
+    if mode == "P":
+        picture = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
+        picture.putpalette([0, 0, 0, 255, 0, 0])
+        return picture, {"transparency": 1}
+    if mode in ("L", "1"):
+        return Image.fromarray(np.array([[0, 255]], np.uint8)).convert(mode), {"transparency": 0}
+    if mode == "RGB":
+        return colours.convert("RGB"), {"transparency": (255, 0, 0)}
+    return colours.convert(mode), {}
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L", "1"])
+@pytest.mark.parametrize("wanted", ["L", "RGB"])
+def test_what_is_transparent_lies_on_white(tmp_path, mode, wanted):
+    picture, options = clear(mode)
+    picture.save(tmp_path / "x.png", **options)
+    first = 255 if mode in ("L", "1") else 0  # there black itself is transparent
+    assert np.asarray(read_image(tmp_path / "x.png", wanted).convert("L")).tolist() == [[first, 255]]
+
+
+def test_what_is_half_transparent_is_half_white(tmp_path):
+    Image.new("RGBA", (1, 1), (0, 0, 255, 128)).save(tmp_path / "x.png")
+    assert read_image(tmp_path / "x.png", "RGB").getpixel((0, 0)) == pytest.approx((127, 127, 255), abs=1)
+
+
+def test_the_first_picture_of_an_animation_is_taken(tmp_path):
+    first, *others = (Image.new("RGB", (4, 4), colour) for colour in ("white", "black", "black"))
+    for ending in ("gif", "png", "webp", "tiff"):
+        first.save(tmp_path / f"x.{ending}", save_all=True, append_images=others)
+        assert read_image(tmp_path / f"x.{ending}", "L").getpixel((0, 0)) >= 254
+
+
+NUMBERS = {
+    "real": (RAMP.astype(np.float32) / 255, True),
+    "16 bits": (RAMP.astype(np.uint16) * 257, True),
+    "32 bits": (RAMP.astype(np.int32) * 257, True),
+    "real up to 255": (RAMP.astype(np.float32), False),
+    "real and negative": (RAMP.astype(np.float32) / 255 - 0.5, False),
+    "no number": (np.full((8, 8), np.nan, np.float32), False),
+    "infinite": (np.full((8, 8), np.inf, np.float32), False),
+    "8 of 16 bits": (RAMP.astype(np.uint16), False),
+    "12 of 16 bits": (RAMP.astype(np.uint16) * 16, False),
+    "8 of 32 bits": (RAMP.astype(np.int32), False),
+    "24 of 32 bits": (RAMP.astype(np.int32) * 65793, False),
+    "negative": (RAMP.astype(np.int32) * 257 - 9, False),
+}
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_other_numbers_than_8_bits(tmp_path, kind):
+    values, known = NUMBERS[kind]
+    Image.fromarray(values).save(tmp_path / "x.tiff")
+    if known:
+        assert np.asarray(read_image(tmp_path / "x.tiff", "L")).tolist() == RAMP.tolist()
+    else:
+        with pytest.raises(ValueError, match=r"x.tiff cannot be read: its pixels are numbers from .* to .*; "):
+            read_image(tmp_path / "x.tiff", "L")
+
+
+def test_16_bits_of_three_colours(tmp_path):
+    pixels = np.array([[[0, 128 * 257, 65535]]], ">u2").tobytes()
+    (tmp_path / "x.ppm").write_bytes(b"P6 1 1 65535\n" + pixels)
+    assert read_image(tmp_path / "x.ppm", "RGB").getpixel((0, 0)) == (0, 128, 255)
+
+
+CONFIG = {
+    "input_size": (3, 32, 32),
+    "interpolation": "bilinear",
+    "mean": (0.0,) * 3,
+    "std": (1.0,) * 3,
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+}
+
+
+@pytest.mark.parametrize("size", [(3, 3000), (3000, 3)])
+def test_a_long_picture_is_cut_where_memory_ends(tmp_path, monkeypatch, size):
+    Image.linear_gradient("L").resize(size).save(tmp_path / "x.png")
+    whole = reader(CONFIG)(tmp_path / "x.png")
+    monkeypatch.setattr("timm_mobilevit_zoo.common.images._RESIZED", 36 * 36 * 20)
+    pixels = Pixels(CONFIG)
+    assert max(pixels(Image.new("RGB", size)).size) == 3 * 20
+    assert max(Pixels(CONFIG, evaluating=False)(Image.new("RGB", size)).size) == 3000, "a training crop lies anywhere"
+    assert max(Pixels(CONFIG | {"crop_mode": "squash"})(Image.new("RGB", size)).size) == 3000, "all of it is wanted"
+    assert abs(reader(CONFIG)(tmp_path / "x.png") - whole).max() < 0.02
+
+
+def test_the_longest_picture_takes_no_more_memory_than_others(tmp_path):
+    Image.linear_gradient("L").resize((1, 60000)).save(tmp_path / "x.png")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert reader(CONFIG | {"input_size": (3, 224, 224)})(tmp_path / "x.png").shape == (3, 224, 224)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20, "1 GiB; all of it would take 11"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"crop_pct": 0.001}, r"crop_pct=0.001 of input_size=\(3, 32, 32\) has images resized to 32000 x 32000 pixels"),
+        ({"input_size": (3, 20000, 20000)}, "resized to 22857 x 22857 pixels"),
+        ({"crop_pct": 100.0}, "resized to 0 x 0 pixels"),
+        ({"input_size": (5, 32, 32)}, r"images have 1 channel \(grey\) or 3, not 5"),
+    ],
+)
+def test_what_no_memory_holds_is_refused_before(changed, message):
+    with pytest.raises(ValueError, match=message):
+        reader(CONFIG | changed)
+
+
+def strange(folder):
+    """Files that are named as pictures, and what is said of each."""
+    Image.new("RGB", (64, 64), "red").save(folder / "whole.png")
+    content = (folder / "whole.png").read_bytes()
+    (folder / "whole.png").unlink()
+    (folder / "cut.png").write_bytes(content[: len(content) // 2])
+    (folder / "words.png").write_text("no picture")
+    (folder / "empty.png").touch()
+    huge = bytearray(content)
+    huge[16:24] = (60000).to_bytes(4, "big") * 2
+    huge[29:33] = zlib.crc32(huge[12:29]).to_bytes(4, "big")
+    (folder / "huge.png").write_bytes(huge)
+    Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(folder / "dark.png")
+    return {
+        "cut.png": "OSError",
+        "words.png": "UnidentifiedImageError",
+        "empty.png": "UnidentifiedImageError",
+        "huge.png": "DecompressionBombError",
+        "dark.png": "its pixels are numbers from 4000 to 4000",
+    }
+
+
+def test_everyone_says_the_same_of_a_picture_that_cannot_be_read(tmp_path):
+    network = timm.create_model(FAST, num_classes=2).eval()
+    for name, reason in strange(tmp_path).items():
+        path = tmp_path / name
+        with pytest.raises(ValueError, match=f"{name} cannot be read: {reason}") as found:
+            read_image(path, "RGB")
+        with pytest.raises(ValueError, match="cannot be read") as measured:
+            list(real_images([path], data_config(network)))
+        with pytest.raises(ValueError, match="cannot be read") as drawn:
+            draw_file(FAST, str(path), output=str(tmp_path / "maps.svg"))
+        said = {str(error.value) for error in (found, measured, drawn)} | {predict(network, [str(path)])[0]["error"]}
+        assert said == {f"{path} cannot be read: {str(found.value).partition('read: ')[2]}"}
+
+
+def test_nobody_waits_for_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    for path in (tmp_path / "x.png", "/dev/zero", tmp_path):
+        with pytest.raises(ValueError, match="cannot be read: it is no regular file"):
+            read_image(path, "L")
+    assert images_in(tmp_path) == [tmp_path / "x.png"], "so that it is told of"
+
+
+def test_a_walk_follows_links_but_in_no_circle(tmp_path):
+    whole, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    for folder in (whole / "a", whole / "b", elsewhere / "deep"):
+        folder.mkdir(parents=True)
+        (folder / "x.png").touch()
+    (whole / "a" / "again").symlink_to(whole / "a")
+    (whole / "a" / "all").symlink_to(tmp_path)
+    (whole / "a" / "others").symlink_to(whole / "b")
+    (whole / "a" / "out").symlink_to(elsewhere)
+    (elsewhere / "up").symlink_to(elsewhere)
+    (whole / "a" / "gone.png").symlink_to(tmp_path / "nowhere")
+    (whole / "a" / "gone").symlink_to(tmp_path / "nowhere")
+    (whole / "a" / "y.png").symlink_to(whole / "b" / "x.png")
+    found = walk(whole / "a", whole)
+    names = ["gone.png", "out/deep/x.png", "x.png", "y.png"]
+    assert [str(path.relative_to(whole / "a")) for path in found.images] == names
+    assert found.left_out == {"link to folder within": 3, "no ending": 1}
+    assert found.links == 3, "out, up and gone.png"
+
+
+def test_folders_lie_only_so_deep(tmp_path):
+    here = tmp_path
+    for _ in range(70):
+        here /= "d"
+        here.mkdir()
+    with pytest.raises(ValueError, match="holds folders more than 64 deep in one another"):
+        images_in(tmp_path)
+
+
+def test_channels_agree():
+    for channels in (1, 3, 5):
+        config = data_config(timm.create_model(FAST, in_chans=channels), img_size=32)
+        assert config["input_size"] == (channels, 32, 32)
+        assert len(config["mean"]) == len(config["std"]) == channels
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -4,7 +4,6 @@ import copy
 import importlib
 import inspect
 import io
-import json
 import math
 import pickle
 from pathlib import Path
@@ -32,6 +31,7 @@ from zoo import (
     family,
     image,
     own_image,
+    recorded_facts,
     sizes,
 )
 
@@ -90,9 +90,27 @@ def test_config_is_whole(name):
 
 
 @every_name
+def test_the_first_layer_sees_the_image(name):
+    model = create(name, in_chans=4, device="meta")
+    first = model.get_submodule(model.pretrained_cfg["first_conv"])
+    assert next(module for module in model.modules() if not [*module.children()]) is first
+    assert type(first) is nn.Conv2d
+    assert first.in_channels == 4
+
+
+@every_name
+def test_convolutions_are_torchs(name):
+    """Tools that count, prune or quantise look them up by their exact type."""
+    convs = [
+        m for m in create(name, device="meta").modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d))
+    ]
+    assert convs
+    assert {type(conv) for conv in convs} <= {nn.Conv2d, nn.ConvTranspose2d}
+
+
+@every_name
 def test_sizes_are_as_recorded(name):
-    facts = json.loads((Path(__file__).parent / "golden" / "facts.json").read_text())[name]
-    model = create(name)
+    facts, model = recorded_facts(name), create(name)
     assert sum(p.numel() for p in model.parameters()) == facts["params"]
     rates = [module.drop_prob for module in model.modules() if isinstance(module, DropPath)]
     assert max(rates, default=0.0) == pytest.approx(facts["drop_path_rate"])
@@ -107,6 +125,12 @@ def test_pretrained_without_published_weights_says_so(name):
 
 
 # Classifier
+
+
+@every_name
+def test_a_network_that_can_be_distilled_says_so(name):
+    model = create(name, device="meta")
+    assert hasattr(model, "set_distilled_training") == (len(classifier_names(model)) == 2)
 
 
 @every_name

@@ -24,6 +24,7 @@ from zoo import (
     every_staged_family,
     every_staged_kind,
     image,
+    recorded_facts,
 )
 
 from timm_mobilevit_zoo.models._staged import Stage, StagedModel
@@ -95,11 +96,33 @@ def test_staged_reset_classifier(name):
 
 
 @every_staged_family
+def test_a_new_classifier_is_drawn_as_the_first(name):
+    """As the authors draw it, whether it comes with the network, in another's place, or where there was none."""
+    std, model = recorded_facts(name).get("head_std"), create(name, num_classes=200)
+
+    def check():
+        for head in classifiers(model):
+            bound = head.in_features**-0.5  # of torch's own uniform distribution
+            assert head.weight.std().item() == pytest.approx(std or bound / 3**0.5, rel=0.03)
+            assert std or bound * 0.99 < head.weight.abs().max() <= bound
+            assert head.bias is None or bool(head.bias.any()) == (not std)
+
+    check()
+    for num_classes in (200, 0, 200):
+        model.reset_classifier(num_classes)
+        if num_classes:
+            check()
+    model = create(name, num_classes=0)
+    model.reset_classifier(200, "catavgmax")
+    check()
+
+
+@every_staged_family
 def test_distilled_training(name):
     model, x = create(name, num_classes=5), image()
     heads = classifiers(model)
     if len(heads) == 1:
-        with pytest.raises(ValueError, match="has no second classifier"):
+        with pytest.raises(AttributeError, match="set_distilled_training"):
             model.set_distilled_training()
         return
     mean, pooled = model(x), model.forward_head(model.forward_features(x), pre_logits=True)
@@ -250,6 +273,17 @@ def test_another_output_stride_is_refused(name, output_stride):
 # Any image size
 
 
+@every_staged
+@pytest.mark.parametrize("features_only", [False, True])
+def test_what_transformers_are_told_of_sizes_changes_nothing(name, features_only):
+    """Some clients tell it to every name with `vit` in it."""
+    told = dict(img_size=(224, 32), dynamic_img_size=True, dynamic_img_pad=True, strict_img_size=False)
+    model = create(name, features_only=features_only, device="meta", **told)
+    assert model.state_dict().keys() == create(name, features_only=features_only, device="meta").state_dict().keys()
+    with pytest.raises(ValueError, match="img_size=0 must be a side in pixels"):
+        create(name, img_size=0)
+
+
 @every_staged_family
 def test_any_image_size(name):
     model, backbone = create(name, num_classes=3), create(name, features_only=True)
@@ -329,6 +363,18 @@ def test_dtype_keeps_the_initial_weights(name):
 
 
 # Training
+
+
+@every_staged_family
+def test_dropout_acts_wherever_the_authors_drop(name):
+    model, seen = create(name, proj_drop_rate=0.3).train(), []
+    for module in model.modules():
+        if isinstance(module, nn.Dropout) and module.p == 0.3:
+            module.register_forward_hook(lambda module, args, out: seen.append((out == 0).sum() > (args[0] == 0).sum()))
+    model(image(64, 64))
+    assert len(seen) == recorded_facts(name)["proj_drops"]
+    assert all(seen)
+    assert torch.equal(create(name, proj_drop_rate=0.3)(image(64, 64)), create(name)(image(64, 64)))
 
 
 @every_staged_family

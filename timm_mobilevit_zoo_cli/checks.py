@@ -6,11 +6,14 @@ would be right.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .effects import check_choices, check_effects
 from .licences import CARD_WORDS, check_card
+from .numbers import LEAST_ROUNDS, NUMBERS, check_numbers, plain
 
 __all__ = [
     "INDEX",
@@ -21,14 +24,19 @@ __all__ = [
     "is_folder",
     "need_page",
     "new_folder",
+    "plain",
     "weights_folder",
 ]
 
 Options = Mapping[str, Any]
 
-_OPTIONAL = {"clip_grad", "crop_pct", "img_size", "lr", "size", "temperature", "tolerance"}  # None is a value of theirs
 INDEX = Path("models", "index.json")  # what a page reads first
-LEAST_ROUNDS = 5  # of a comparison: quartiles of fewer say nothing
+# What timm reads of the name of a policy; a part that it does not know it ignores, or asserts in the middle of a run.
+_POLICY = re.compile(
+    r"rand(-(m|n|mmax)\d\d?|-p(0|1|0?\.\d+|1\.0+)|-mstd\d{1,3}(\.\d+)?|-inc[01]|-t(weights|3aw?))*"
+    r"|augmix(-m\d\d?|-[wd][1-9]\d?|-b[01]|-mstd\d{1,3}(\.\d+)?)*"
+    r"|(v0r?|originalr?|3a)(-mstd\d{1,3}(\.\d+)?)?"
+)
 
 
 def check_free(name: str, path: Path, overwrite: bool) -> None:
@@ -91,22 +99,13 @@ def weights_folder(folder: str | Path) -> None:
 
 def check_port(port: int) -> None:
     """Refuse a number that no port has."""
-    if not 0 <= port <= 65535:
-        raise ValueError(f"port={port} must be from 0 to 65535")
+    check_numbers({"port": port})
 
 
 def need_page(folder: str) -> None:
     """Refuse a folder that holds no page."""
     if not Path(folder, INDEX).is_file():
         raise ValueError(f"folder={folder!r} must be a page that this command wrote; it has no {INDEX}")
-
-
-def _need(options: Options, names: Iterable[str], holds: Callable[[Any], bool], right: str) -> None:
-    """Refuse those arguments that are given and do not hold."""
-    for name in names:
-        left_out = options[name] is None and name in _OPTIONAL
-        if not left_out and not holds(options[name]):
-            raise ValueError(f"{name}={options[name]} {right}")
 
 
 def _need_file(options: Options, names: Iterable[str], told: str = "is no file") -> None:
@@ -125,24 +124,20 @@ def _train(options: Options) -> None:
     if not options["dataset"] and not Path(options["data"]).is_dir():
         raise FileNotFoundError(f"data={options['data']!r} is not a folder")
     _need_file(options, ("checkpoint",), "is not a file")
-    _need(options, ("epochs", "batch_size", "grad_accum_steps", "img_size"), lambda n: not n < 1, "must be at least 1")
-    shares = ("alpha", "smoothing", "hflip", "vflip", "reprob")
-    _need(options, shares, lambda share: 0 <= share <= 1, "must lie in 0..1")
-    _need(options, ("val_fraction", "ema_decay"), lambda share: 0 < share < 1, "must lie between 0 and 1")
-    _need(options, ("lr", "temperature", "clip_grad"), lambda value: not value <= 0, "must be above 0")
-    counts = ("mixup", "cutmix", "weight_decay", "workers", "warmup_epochs")
-    _need(options, counts, lambda value: not value < 0, "must be at least 0")
-    _need(options, ("crop_pct",), lambda share: 0 < share <= 1, "must be above 0 and at most 1")
-    two = "must be two {} above 0{}, the smaller first"
-    _need(options, ("scale",), lambda pair: 0 < pair[0] <= pair[1] <= 1, two.format("shares", " and up to 1"))
-    _need(options, ("ratio",), lambda pair: 0 < pair[0] <= pair[1], two.format("ratios", ""))
-    if options["num_classes"] is not None and not options["dataset"]:
+    for name, limit in (("scale", " and up to 1"), ("ratio", "")):
+        pair = options[name]
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or pair[0] > pair[1]:
+            raise ValueError(f"{name}={pair} must be two numbers above 0{limit}, the smaller first")
+    if options["auto_augment"] and not _POLICY.fullmatch(str(options["auto_augment"])):
         raise ValueError(
-            f"num_classes={options['num_classes']} is for a named data set; a folder's classes are counted"
+            f"auto_augment={options['auto_augment']!r} must be a policy of timm's, as rand-m9-mstd0.5-inc1, "
+            "augmix-m5-w4-d2, original-mstd0.5 or v0"
         )
     if options["sched"] == "plateau":
         raise ValueError("sched='plateau' does not step at updates; choose cosine, tanh, step, multistep, poly or none")
-    _need(options, ("in_chans",), lambda chans: chans in (1, 3), "must be 1 (grey) or 3 (RGB)")
+    if options["in_chans"] == 2:
+        raise ValueError(f"in_chans=2 must {NUMBERS['in_chans'].said}")
+    check_effects(options)
     if options["warmup_epochs"] >= options["epochs"] > 1 and options["warmup_epochs"] > 0:
         raise ValueError(f"warmup_epochs={options['warmup_epochs']} must be below epochs={options['epochs']}")
     if (options["mixup"] or options["cutmix"]) and options["batch_size"] % 2:
@@ -155,15 +150,12 @@ def _train(options: Options) -> None:
 def _predict(options: Options) -> None:
     if isinstance(options["model"], str):  # from Python it is the network
         is_folder(options["model"])
-    if options["top"] < 1 or options["batch_size"] < 1:
-        raise ValueError(f"top={options['top']} and batch_size={options['batch_size']} must be at least 1")
 
 
 def _maps(options: Options) -> None:
     model, checkpoint = options["model"], options["checkpoint"]
     check_free("output", Path(options["output"]), options["overwrite"])
     _need_file(options, ("image", "checkpoint"))
-    _need(options, ("img_size",), lambda side: side >= 1, "must be at least 1")
     folder = (Path(model.removeprefix("local-dir:")) / "config.json").is_file()
     if checkpoint and (options["pretrained"] or folder):
         raise ValueError(f"checkpoint={checkpoint!r} must be the only weights, without a folder's or pretrained ones")
@@ -186,34 +178,21 @@ def _pull(options: Options) -> None:
 
 
 def _export(options: Options) -> None:
-    _need(options, ("size",), _is_size, "must be height and width in pixels, whole numbers from 1")
-    _need(options, ("tolerance",), lambda value: value > 0, "must be above 0")
+    size = options["size"]
+    if size is not None and not (isinstance(size, (list, tuple)) and len(size) == 2):
+        raise ValueError(f"size={size} must {NUMBERS['size'].said}")
     _need_images(options, ("images", "int8"))
     check_free("output", Path(options["output"]), options["overwrite"])
     if isinstance(options.get("model"), str):
         is_folder(options["model"])
 
 
-def _is_size(size: Any) -> bool:
-    return len(size) == 2 and all(isinstance(side, int) and side >= 1 for side in size)
-
-
 def _bench(options: Options) -> None:
     if not options["names"]:
         raise ValueError("names is empty")
-    for key in ("batch_size", "img_size", "threads"):
-        if any(value < 1 for value in options[key]):
-            raise ValueError(f"{key}={' '.join(map(str, options[key]))} must be at least 1 each")
     for key in ("backend", "mode", "batch_size", "img_size", "dtype", "memory_format"):
         if not options[key]:
             raise ValueError(f"{key} is empty")
-    _need(
-        options,
-        ("rounds",),
-        lambda count: count >= LEAST_ROUNDS,
-        f"must be at least {LEAST_ROUNDS}, or quartiles say nothing",
-    )
-    _need(options, ("seconds",), lambda value: value > 0, "must be above 0")
     for key in ("output", "plot"):
         if options[key]:
             check_free(key, Path(options[key]), options["overwrite"])
@@ -223,7 +202,6 @@ def _page(options: Options) -> None:
     output, models, serves = options["output"], options["models"], options.get("serve", False)
     if options.get("port") and not serves:
         raise ValueError("--port goes with --serve")
-    check_port(options.get("port", 0))
     if serves and not models:
         need_page(output)
         return
@@ -277,5 +255,7 @@ def check(command: str, options: Options) -> None:
         ValueError: For a value that cannot be right.
         FileNotFoundError: For a path that is not there.
     """
+    check_numbers(options)
+    check_choices(command, options)
     if command in _CHECKS:
         _CHECKS[command](options)

@@ -17,18 +17,22 @@ def _train(**args: Any) -> int:
     from timm_mobilevit_zoo.train import train
 
     best = train(**args)
+    from accelerate import PartialState
+
+    if not PartialState().is_main_process:  # of several, one speaks
+        return 0
     _say(f"best epoch {best['epoch']:.0f}: top-1 {best['val_top1']:.2f}%, loss {best['val_loss']:.4f}")
     _say(f"load it with timm.create_model('local-dir:{best['output']}', pretrained=True)")
     return 0
 
 
-def _predict(model: str, images: list[str], as_json: bool, **args: Any) -> int:
+def _predict(model: str, images: list[str], as_json: bool, trust: bool, **args: Any) -> int:
     results = _missing(images)
     if len(results) < len(images):  # or else no network is needed to say what there is to say
         from timm_mobilevit_zoo.models.loading import load
         from timm_mobilevit_zoo.train.predict import predict
 
-        results = predict(load(model), images, **args)
+        results = predict(load(model, trust=trust), images, **args)
     if as_json:
         for line in json.dumps(results, indent=2).splitlines():
             _say(line)

@@ -36,27 +36,40 @@ CARD_ENTRIES = {
 def check_card(card: Mapping[str, Any]) -> None:
     """Refuse a card without a licence, with entries that there are not, or with values of another kind."""
     if not isinstance(card, Mapping):
-        raise ValueError(f"card={card!r} must be a mapping, at least {{'license': 'mit'}} or another licence")
+        raise ValueError(f"card={_short(card)} must be a mapping, at least {{'license': 'mit'}} or another licence")
     unknown = sorted(map(str, card.keys() - CARD_ENTRIES))
     if unknown:
-        raise ValueError(f"card has no entry {', '.join(unknown)}; it may have {', '.join(sorted(CARD_ENTRIES))}")
-    if card.get("license") not in LICENSES:
-        raise ValueError(f"card['license']={card.get('license')!r} must be one of {', '.join(LICENSES)}")
-    if card["license"] == "other" and not (card.get("license_name") and card.get("license_link")):
+        raise ValueError(f"card has no entry {', '.join(unknown)[:200]}; it may have {', '.join(sorted(CARD_ENTRIES))}")
+    licence = card.get("license")
+    if not isinstance(licence, str) or licence not in LICENSES:
+        raise ValueError(f"card['license']={_short(licence)} must be one of {', '.join(LICENSES)}")
+    if licence == "other" and not (card.get("license_name") and card.get("license_link")):
         raise ValueError("card['license']='other' needs license_name and license_link")
+    for key in sorted(card.keys() - {"metrics", "tags"}):
+        if not isinstance(card[key], str) or not _is_whole(card[key]):
+            raise ValueError(f"card[{key!r}]={_short(card[key])} must be text")
     if not re.fullmatch(SLUG, card.get("license_name") or "x"):
         raise ValueError(
-            f"card['license_name']={card['license_name']!r} must be a name as 'my-license-1.0', for the Hub"
+            f"card['license_name']={_short(card['license_name'])} must be a name as 'my-license-1.0', for the Hub"
         )
-    for key in sorted(card.keys() - {"metrics", "tags"}):
-        if not isinstance(card[key], str):
-            raise ValueError(f"card[{key!r}]={card[key]!r} must be text")
     metrics, tags = card.get("metrics", {}), card.get("tags", ())
     if not isinstance(metrics, Mapping) or not all(isinstance(key, str) and _finite(metrics[key]) for key in metrics):
-        raise ValueError(f"card['metrics']={metrics!r} must give a finite number for each name")
+        raise ValueError(f"card['metrics']={_short(metrics)} must give a finite number for each name")
     listed = isinstance(tags, (list, tuple)) and all(isinstance(tag, str) for tag in tags)
     if not listed or "transformers" in tags:
-        raise ValueError(f"card['tags']={tags!r} must be a list of names, without 'transformers': the Hub goes by it")
+        raise ValueError(
+            f"card['tags']={_short(tags)} must be a list of names, without 'transformers', by which the Hub goes"
+        )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]} ..."
+
+
+def _is_whole(text: str) -> bool:
+    """Tell whether text can be written to a file: halves of letters, as JSON may hold them, cannot."""
+    return text.isascii() or text.encode(errors="ignore").decode() == text
 
 
 def _finite(value: Any) -> bool:

@@ -141,6 +141,9 @@ def _own_of_predict(one: Any) -> None:
         "model", metavar="FOLDER", help="folder of weights, or a name that timm has weights for, as hf-hub:OWNER/NAME"
     )
     one.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    one.add_argument(
+        "--trust", action="store_true", help="load a folder as it stands, without the check of what it holds"
+    )
     one.add_argument("--json", dest="as_json", action="store_true", help="print JSON")
 
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from timm_mobilevit_zoo import __version__
 from timm_mobilevit_zoo.common.files import digests
+from timm_mobilevit_zoo.common.images import data_config
+from timm_mobilevit_zoo.models.loading import labels_of
 
 from .compare import classes_of, compare, random_images, real_images, resized
 from .format import INPUT, OUTPUT, Format, Run
@@ -64,7 +65,7 @@ def _prepared(network: nn.Module, task: Task) -> tuple[Any, dict[str, Any], Tens
     if network.training:
         raise ValueError(f"network={cfg['architecture']} is in training mode: call network.eval() first")
     own: Any = copy.deepcopy(network).float().cpu()
-    config = resolve_data_config({"input_size": (own.in_chans, *task.size)} if task.size else {}, model=own)
+    config = data_config(own, **({"input_size": (own.in_chans, *task.size)} if task.size else {}))
     channels, height, width = config["input_size"]
     x = torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -81,7 +82,7 @@ def _checks(
     network: Any, run: Run, task: Task, config: dict[str, Any], x: Tensor, calibration: Sequence[Tensor]
 ) -> dict[str, Any]:
     """Return how the file compares with eager mode, or raise where it is off by more than the task allows."""
-    cfg, classes = network.pretrained_cfg, classes_of(task.images, network.pretrained_cfg.get("label_names") or ())
+    cfg, classes = network.pretrained_cfg, classes_of(task.images, labels_of(network) or ())
     if calibration:  # noise is beyond what 8 bits are laid out for
         images = [*calibration, *resized(calibration, x, task.dynamic)]
         checks = {"calibration": compare(network, run, images)}
@@ -116,7 +117,7 @@ def _manifest(network: Any, task: Task, config: dict[str, Any], x: Tensor, logit
             **{key: config[key] for key in ("interpolation", "crop_pct", "crop_mode")},
         },
         "output": {"name": OUTPUT, "shape": [_open(x.shape, task.dynamic)[0], logits.shape[1]]},
-        "labels": cfg.get("label_names"),
+        "labels": labels_of(network),
     }
 
 

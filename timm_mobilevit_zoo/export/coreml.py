@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from timm_mobilevit_zoo.common.extras import require
+from timm_mobilevit_zoo.common.quiet import quiet
 
-from .format import INPUT, OUTPUT, Format, quiet
+from .format import INPUT, OUTPUT, Format
 from .plain import plain
 
 __all__ = ["FORMAT"]

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from timm_mobilevit_zoo.common.extras import require
+from timm_mobilevit_zoo.common.quiet import quiet
 
-from .format import Format, Run, quiet
+from .format import Format, Run
 from .int8 import COMPARED, errors_of, told_of
 from .plain import plain
 

@@ -1,15 +1,12 @@
 """What a format of `export` is: how it is called, what it needs, how it is written and how it is run."""
 
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-__all__ = ["INPUT", "OUTPUT", "Format", "Run", "quiet"]
+__all__ = ["INPUT", "OUTPUT", "Format", "Run"]
 
 Run = Callable[[Any], Any]  # images `(B, C, H, W)` as a float32 array to logits `(B, num_classes)` as one
 
@@ -34,16 +31,3 @@ class Format(NamedTuple):
     beside: tuple[str, ...] = ()  # endings of files that come with it
     int8: Callable[[nn.Module, Tensor, Path, Sequence[str], Sequence[Tensor]], dict[str, Any]] | None = None
     torch_below: str = ""  # the first version of torch that is too new for it
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep converters' warnings and log lines, of which each has its own, from the terminal."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from timm_mobilevit_zoo.common.extras import require
+from timm_mobilevit_zoo.common.quiet import quiet
 
-from .format import Format, Run, quiet
+from .format import Format, Run
 from .plain import plain
 
 __all__ = ["FORMAT"]

@@ -8,8 +8,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from timm_mobilevit_zoo.common.extras import require
+from timm_mobilevit_zoo.common.quiet import quiet
 
-from .format import Format, Run, quiet
+from .format import Format, Run
 from .rewrite import PooledSlices, split
 
 __all__ = ["FORMAT"]

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from timm_mobilevit_zoo.common.extras import require
+from timm_mobilevit_zoo.common.quiet import quiet
 
-from .format import INPUT, OUTPUT, Format, Run, quiet
+from .format import INPUT, OUTPUT, Format, Run
 from .int8 import COMPARED, errors_of, told_of
 from .rewrite import simplified
 

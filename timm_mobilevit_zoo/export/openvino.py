@@ -6,8 +6,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from timm_mobilevit_zoo.common.extras import require
+from timm_mobilevit_zoo.common.quiet import quiet
 
-from .format import INPUT, OUTPUT, Format, Run, quiet
+from .format import INPUT, OUTPUT, Format, Run
 from .rewrite import transposeless
 
 __all__ = ["FORMAT"]

@@ -26,6 +26,7 @@ def export(
     int8: str = "",
     tolerance: float | None = None,
     pretrained: bool = True,
+    trust: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write a model for a runtime, run what was written, and compare it with eager mode.
@@ -45,6 +46,7 @@ def export(
         tolerance: How far a logit may be from eager mode's, in standard deviations of the logits; 0.001 where not
             given. With int8 how far logits may be on average, as a root mean square, and 0.2 where not given.
         pretrained: Give a name its weights; without, random ones, as they serve to measure time.
+        trust: Load a folder as it stands, without the check of what it holds.
         overwrite: Replace output and manifest where they exist.
 
     Returns:
@@ -61,7 +63,8 @@ def export(
         if not cfg.has_weights:
             raise ValueError(f"model={model!r} has no published weights; --no-pretrained exports random ones")
     square = size is not None and size[0] == size[1]  # what is built for one size is built for a square
-    return write_checked(load(model, pretrained=pretrained, **({"img_size": size[0]} if size and square else {})), task)
+    args = {"img_size": size[0]} if size and square else {}
+    return write_checked(load(model, pretrained=pretrained, trust=trust, **args), task)
 
 
 def to_onnx(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:

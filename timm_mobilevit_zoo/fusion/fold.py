@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 from timm.layers import BatchNormAct2d, DropPath
-from timm.models import get_notrace_functions, get_notrace_modules
+from timm.models import get_notrace_modules
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from timm_mobilevit_zoo.models.traits import formed, is_scale, scale_of, scaled, torch_type
+from timm_mobilevit_zoo.models.copies import copied, unwrapped
+from timm_mobilevit_zoo.models.traits import formed, is_scale, scale_of, scaled
 
 from .prepack import ACTIVATIONS, check_prepack, packed
+from .trace import trace
 
 __all__ = ["fuse"]
 
@@ -55,12 +57,13 @@ def fuse(model: nn.Module, *, prepack: bool = False) -> nn.Module:
     """
     if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
         raise ValueError(f"model is a {type(model).__name__}: fuse first, then compile or script what fuse returns")
+    model = unwrapped(model)
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     if training:
         raise ValueError(f"model is in training mode ({training[0]} is): call model.eval() first")
     if prepack:
         check_prepack(model)
-    fused = formed(copy.deepcopy(model), "fused")
+    fused = formed(copied(model), "fused")
     _Folder(fused).fold()
     if prepack:
         _Folder(fused).prepack()
@@ -68,11 +71,9 @@ def fuse(model: nn.Module, *, prepack: bool = False) -> nn.Module:
     return fused
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        kept = (*_NORMS, *_NOTHING, *get_notrace_modules())
-        known = is_scale(m) or torch_type(m) is not type(m)
-        return known or isinstance(m, kept) or super().is_leaf_module(m, module_qualified_name)
+def _is_leaf(module: nn.Module) -> bool:
+    """Tell whether a module is folded as a whole, or stays as one."""
+    return is_scale(module) or isinstance(module, (*_NORMS, *_NOTHING, *get_notrace_modules()))
 
 
 class _Folder:
@@ -83,7 +84,7 @@ class _Folder:
         # Or else they are traced, too.
         defaults = {name: each.default for name, each in given if each.default is not each.empty}
         try:
-            graph = _Tracer(autowrap_functions=tuple(get_notrace_functions())).trace(model, defaults)
+            graph = trace(model, defaults, _is_leaf)
         except Exception as error:
             raise ValueError(f"model={type(model).__name__} cannot be traced by torch.fx: {error}") from error
         self.modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
@@ -120,7 +121,7 @@ class _Folder:
             return
         behind, layer = self._layer(node.args[0], 1)
         rest: nn.Module = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
-        if torch_type(layer) in _CONVS or (type(layer) in _TRANSPOSED and layer.groups == 1):
+        if type(layer) in _CONVS or (type(layer) in _TRANSPOSED and layer.groups == 1):
             self._replace(behind, fuse_conv_bn_eval(layer, norm, transpose=type(layer) in _TRANSPOSED))
         elif type(layer) is nn.Linear:
             self._replace(behind, fuse_linear_bn_eval(layer, norm))
@@ -132,7 +133,7 @@ class _Folder:
 
     def _fold_scale(self, node: fx.Node, scale: Tensor | float, channels: int | None) -> None:
         behind, layer = self._layer(node.args[0], channels)
-        if torch_type(layer) in (*_CONVS, nn.Linear):
+        if type(layer) in (*_CONVS, nn.Linear):
             self._replace(behind, scaled(layer, scale))
             self._replace(node, nn.Identity())
 
@@ -168,7 +169,7 @@ class _Folder:
         """Return the call of a convolution that alone sees a norm's result, not across a level's end."""
         node = self._next_of_same_block(norm)
         conv: Any = self.modules[str(node.target)] if node else None
-        return node if torch_type(conv) in _CONVS and conv.groups == 1 and not any(conv.padding) else None
+        return node if type(conv) in _CONVS and conv.groups == 1 and not any(conv.padding) else None
 
     def _next_of_same_block(self, node: fx.Node) -> fx.Node | None:
         """Return the call of a module, free, that alone sees a result, behind steps that compute nothing."""

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timm_mobilevit_zoo.models.traits import torch_type
-
 __all__ = ["ACTIVATIONS", "check_prepack", "packed"]
 
 # What torch calls an activation there, its numbers and its variant.
@@ -37,8 +35,7 @@ def check_prepack(model: nn.Module) -> None:
 
 def packed(layer: Any, act: nn.Module | None) -> nn.Module | None:
     """Return a layer that computes what `layer` does, and then `act`; None where there is no such layer."""
-    is_conv = torch_type(layer) is nn.Conv2d
-    if is_conv and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
+    if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
         plain = layer.kernel_size == layer.stride == (1, 1) and not any(layer.padding) and layer.groups == 1
         return _Pointwise(layer, act) if plain else _Conv2d(layer, act)
     return _Linear(layer, act) if type(layer) is nn.Linear else None

@@ -6,8 +6,11 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+import timm
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
+from timm_mobilevit_zoo.common.files import open_regular
 from timm_mobilevit_zoo_cli.licences import LICENSES
 
 from .checks import Refused
@@ -17,7 +20,9 @@ __all__ = ["CARD", "MAX_CARD_BYTES", "card_text", "pushed_card"]
 CARD = "README.md"
 MAX_CARD_BYTES = 1 << 20
 HERE = "OWNER/REPOSITORY"  # until a push knows which
-EXAMPLE = r"""(import timm_mobilevit_zoo\b[^`]*?\btimm\.create_model\(["']hf-hub:)[^"'\s]+"""  # in one block of code
+MAX_METADATA = 1 << 16  # characters; YAML is read slowly
+IMPORT = "import timm_mobilevit_zoo"
+EXAMPLE = r"""(\btimm\.create_model\(["']hf-hub:)[^"'\s]+"""
 
 
 def card_text(config: Mapping[str, Any], card: Mapping[str, Any], found: Mapping[str, Any], gmacs: float) -> str:
@@ -54,8 +59,9 @@ def card_text(config: Mapping[str, Any], card: Mapping[str, Any], found: Mapping
     ]
     facts += [f"- {label}: {card[key]}" for label, key in (("Data", "dataset"), ("Source", "source")) if card.get(key)]
     facts += [f"- {key}: {value}" for key, value in metrics.items()]
-    if cfg.get("paper_name"):
-        facts.append(f"- Paper: {cfg['paper_name']} ({cfg.get('paper_ids')})")
+    known: Any = timm.get_pretrained_cfg(name)  # and not what the config says, which a stranger may have written
+    if known.paper_name:
+        facts.append(f"- Paper: {known.paper_name} ({known.paper_ids})")
     text = [f"---\n{data.to_yaml()}\n---", f"# {name}", card.get("description", ""), "\n".join(facts)]
     text.append(f"""```python
 import timm
@@ -81,18 +87,51 @@ def pushed_card(folder: Path, repo_id: str) -> bytes:
     if path.stat().st_size > MAX_CARD_BYTES:
         raise Refused(f"{CARD} has more than {MAX_CARD_BYTES} bytes")
     try:
-        text = re.sub(EXAMPLE, rf"\g<1>{repo_id}", path.read_text(encoding="utf-8-sig").replace(HERE, repo_id))
-        data: Any = ModelCard(text).data
+        with open_regular(path) as file:
+            text = file.read(MAX_CARD_BYTES).decode("utf-8-sig")
+        data = _metadata(text)
     except Exception as error:  # no UTF-8, or no YAML, whose errors are its library's own
-        raise Refused(f"{CARD} cannot be read: {' '.join(str(error).split())[:200]}") from None
-    if data.license not in LICENSES:
-        raise Refused(f"{CARD}: license={data.license!r} must be one of {', '.join(LICENSES)}")
-    if data.license == "other" and not (data.license_name and data.license_link):
+        raise Refused(f"{CARD} cannot be read: {' '.join(str(error)[:1000].split())[:200]}") from None
+    licence = data.get("license")
+    if not isinstance(licence, str) or licence not in LICENSES:
+        raise Refused(f"{CARD}: license={str(licence)[:80]!r} must be one of {', '.join(LICENSES)}")
+    if licence == "other" and not (data.get("license_name") and data.get("license_link")):
         raise Refused(f"{CARD}: license='other' needs license_name and license_link")
-    if data.library_name != "timm":
-        raise Refused(f"{CARD}: library_name={data.library_name!r} must be 'timm'")
-    if "transformers" in (data.tags or ()):
+    if data.get("library_name") != "timm":
+        raise Refused(f"{CARD}: library_name={str(data.get('library_name'))[:80]!r} must be 'timm'")
+    tags = data.get("tags") or []
+    if not isinstance(tags, list) or "transformers" in tags:
         raise Refused(f"{CARD}: tags must not have 'transformers': the Hub would have it loaded without this package")
-    if "import timm_mobilevit_zoo" not in text:
-        raise Refused(f"{CARD} must show its readers to `import timm_mobilevit_zoo`: without it timm lacks the name")
-    return text.encode()
+    if IMPORT not in text:
+        raise Refused(f"{CARD} must show its readers to `{IMPORT}`: without it timm lacks the name")
+    return _with_name(text, repo_id).encode()
+
+
+def _metadata(text: str) -> dict[str, Any]:
+    """Return what a card's head says, in YAML between two lines of three dashes.
+
+    Raises:
+        ValueError: For a head that is too long or names a part of itself, which could then unfold without end.
+    """
+    lines = re.split(r"\r\n|\r|\n", text.lstrip())
+    ends = [place for place, line in enumerate(lines) if line.rstrip() == "---"][:2]
+    if len(ends) < 2 or ends[0] != 0:
+        return {}
+    head = "\n".join(lines[1 : ends[1]])
+    if len(head) > MAX_METADATA:
+        raise ValueError(f"its metadata has more than {MAX_METADATA} characters")
+    if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(head)):
+        raise ValueError("its metadata has a YAML alias, as *name; write out what it stands for")
+    found = yaml.safe_load(head)
+    if found is not None and not isinstance(found, dict):
+        raise ValueError("its metadata is no mapping")
+    return found or {}
+
+
+def _with_name(text: str, repo_id: str) -> str:
+    """Return a card with a repository's name where it shows how to load the weights: in each block with the import."""
+    blocks = text.replace(HERE, repo_id).split("`")
+    for place, block in enumerate(blocks):
+        before, found, after = block.partition(IMPORT)
+        blocks[place] = before + found + re.sub(EXAMPLE, rf"\g<1>{repo_id}", after, count=1) if found else block
+    return "`".join(blocks)

@@ -4,15 +4,17 @@ import copy
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
-from safetensors.torch import load_file
 from timm.models import save_for_hf
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from timm_mobilevit_zoo.common.files import appearing, digests
+from timm_mobilevit_zoo.models.copies import unwrapped
+from timm_mobilevit_zoo.models.loading import label_list, read_by
 from timm_mobilevit_zoo.models.names import our_models, own_name
 from timm_mobilevit_zoo.models.pins import CONFIG, WEIGHTS, package_configs
 from timm_mobilevit_zoo.models.probe import SEED, affordable, gmacs, probe
@@ -22,16 +24,17 @@ from timm_mobilevit_zoo_cli.licences import check_card
 from .card import CARD, card_text
 from .checks import (
     MODEL_ARGS,
+    RATES,
     build_meta,
     check_config,
     check_files,
-    check_header,
     check_probe,
     check_values,
     hub_probe,
 )
+from .reading import read_config, read_weights
 
-__all__ = ["check", "check_content", "export"]
+__all__ = ["Content", "check", "check_content", "export", "read_content"]
 
 
 def check(folder: str | Path, *, architectures: Collection[str] | None = None) -> dict[str, Any]:
@@ -59,20 +62,37 @@ def check(folder: str | Path, *, architectures: Collection[str] | None = None) -
 
 def check_content(path: Path, architectures: Collection[str] | None = None) -> dict[str, Any]:
     """Check all but what else lies in the folder: in the Hub's cache, files are links."""
-    config = check_config(path, our_models() if architectures is None else architectures)
+    return read_content(path, our_models() if architectures is None else architectures).found
+
+
+class Content(NamedTuple):
+    """What a folder of weights holds, read once and checked."""
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    found: dict[str, Any]  # what `check` returns
+
+
+def read_content(path: Path, architectures: Collection[str]) -> Content:
+    """Return what a folder holds, of which everything has been looked at that `check` looks at in its two files."""
+    data = read_config(path)
+    config = check_config(data, architectures)
     model = build_meta(config)
-    check_header(path, model)
-    tensors = load_file(path / WEIGHTS)
+    tensors, digest = read_weights(path / WEIGHTS, model)
     check_values(tensors)
-    sha256 = {name: digests(path / name)["sha256"] for name in (CONFIG, WEIGHTS)}
-    for told, logits in _told(config, sha256[WEIGHTS]):
+    sha256 = {CONFIG: digests(data)["sha256"], WEIGHTS: digest}
+    for told, logits in _told(config, digest):
         check_probe(config, model, tensors, logits, told)
-    return {
-        "architecture": config["architecture"],
-        "num_classes": config["num_classes"],
-        "params": sum(parameter.numel() for parameter in model.parameters()),
-        "sha256": sha256,
-    }
+    count = sum(parameter.numel() for parameter in model.parameters())
+    found = {"architecture": config["architecture"], "num_classes": config["num_classes"], "params": count}
+    return Content(config, tensors, found | {"sha256": sha256})
+
+
+@read_by
+def read_any(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return config and tensors of a folder, of this package's networks or timm's, checked."""
+    content = read_content(folder, timm.list_models())
+    return content.config, content.tensors
 
 
 def _told(config: Mapping[str, Any], weights: str) -> list[tuple[str, list[float]]]:
@@ -87,11 +107,13 @@ def _told(config: Mapping[str, Any], weights: str) -> list[tuple[str, list[float
     return told
 
 
-def export(model: nn.Module, folder: str | Path, *, card: Mapping[str, Any]) -> dict[str, Any]:
+def export(model: nn.Module, folder: str | Path, *, card: Mapping[str, Any], label_names: Any = None) -> dict[str, Any]:
     """Write a model's weights, config and card to a folder, check it, and reload it bit for bit.
 
-    The folder appears only when all of that has held. The model is not changed; it may be on any device and in any
-    memory format. The config also tells a probe, the logits of one known image, where its size makes that cheap.
+    The folder appears only when all of that has held. The model is not changed; it may be on any device, in any memory
+    format, and in the wrappers of DataParallel, torch.compile and their kind, of which nothing is written. What
+    parametrisations compute is written as plain weights. The config also tells a probe, the logits of one known image,
+    where its size makes that cheap.
 
     Args:
         model: One of this package's models, as `timm.create_model` made it and perhaps trained.
@@ -99,20 +121,23 @@ def export(model: nn.Module, folder: str | Path, *, card: Mapping[str, Any]) -> 
         card: `license`, an identifier of the Hub's (with `license_name` and `license_link` for `other`). And what there
             is of `description`, `dataset`, `metrics` (name to value), `source` (where the weights come from),
             `citation` and more `tags`.
+        label_names: Of the classes: a sequence, an array, a mapping from index to name or from name to index; those in
+            `model.pretrained_cfg` where not given.
 
     Returns:
         What `check` returns.
 
     Raises:
         ValueError: For a folder that holds something, a card without licence or with unknown entries, what is no model
-            of this package (a wrapped one, say), a model that its name does not rebuild, tensors that share memory, or
-            weights or logits that are not finite.
+            of this package, a model that its name does not rebuild (with another head, say), label names that are not
+            one a class, tensors that share memory, or weights or logits that are not finite.
     """
     target = new_folder(folder, "folder")
     check_card(card)
+    model = unwrapped(model)
     _check_model(model)
-    network: Any = copy.deepcopy(model).eval()
-    network.to("cpu", memory_format=torch.contiguous_format)
+    network = _plain_copy(model)
+    _mend_classes(network, label_names)
     check_values(network.state_dict())
     with appearing(target) as part:
         save_for_hf(network, str(part), safe_serialization=True)
@@ -126,14 +151,22 @@ def export(model: nn.Module, folder: str | Path, *, card: Mapping[str, Any]) -> 
     return found
 
 
+def _plain_copy(model: nn.Module) -> Any:
+    """Return a copy on the CPU, in evaluation mode, whose weights are plain tensors."""
+    try:
+        network = copy.deepcopy(model).eval()
+    except RuntimeError as error:  # of torch's older weight_norm and its kind, whose weights are no parameters
+        raise ValueError(f"model={type(model).__name__} cannot be copied: {str(error)[:200]}") from None
+    network.to("cpu", memory_format=torch.contiguous_format)
+    for module in list(network.modules()):
+        for name in list(module.parametrizations) if parametrize.is_parametrized(module) else ():
+            parametrize.remove_parametrizations(module, name)
+    return network
+
+
 def _check_model(model: Any) -> None:
     """Refuse what cannot be exported as it is, by what to do about it."""
     kind = type(model).__name__
-    inner = next(
-        (name for name in ("module", "_orig_mod") if isinstance(model, nn.Module) and hasattr(model, name)), ""
-    )
-    if inner:
-        raise ValueError(f"model={kind} wraps the model; give it as model.{inner}")
     cfg = getattr(model, "pretrained_cfg", None)
     if not isinstance(model, nn.Module) or not cfg or not hasattr(model, "num_classes"):
         raise ValueError(f"model={kind} is no classifier of timm's; give one as timm.create_model returned it")
@@ -147,10 +180,32 @@ def _check_model(model: Any) -> None:
             raise ValueError(f"model={cfg['architecture']!r} shares {name} with {other}; give each its own tensor")
 
 
+def _mend_classes(network: Any, label_names: Any) -> None:
+    """Make a network that is a copy say how many classes its head has, and what they are called."""
+    cfg = network.pretrained_cfg
+    names = cfg.get("classifier") or ()
+    for name in (names,) if isinstance(names, str) else names:
+        head = network.get_submodule(name)
+        if not isinstance(head, (nn.Linear, nn.Identity)):
+            raise ValueError(
+                f"model={cfg['architecture']!r} has a {type(head).__name__} for its head, {name}; its name alone "
+                "rebuilds one linear layer there"
+            )
+        if isinstance(head, nn.Linear):
+            network.num_classes = head.out_features
+    told = cfg.get("label_names") if label_names is None else label_names
+    cfg.pop("label_names", None)
+    if told is not None:
+        cfg["label_names"] = label_list(told, network.num_classes)
+    cfg["num_classes"] = network.num_classes  # or timm would take the names for another network's
+
+
 def _config(folder: Path, network: Any, card: Mapping[str, Any]) -> dict[str, Any]:
     """Return timm's config with what is wrong in it mended."""
     config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     args, cfg = config.get("model_args", {}), config["pretrained_cfg"]
+    args = {key: value for key, value in args.items() if key not in RATES}  # of training
+    config.pop("model_args", None)
     odd = {key: value for key, value in args.items() if key not in MODEL_ARGS}
     if odd:
         raise ValueError(f"model was built with {odd}, which {config['architecture']} alone does not say")
@@ -171,7 +226,7 @@ def _config(folder: Path, network: Any, card: Mapping[str, Any]) -> dict[str, An
     cfg["license"] = card["license"]  # not that of other weights, nor their tag
     cfg.pop("tag", None)
     meta = build_meta(config)
-    check_header(folder, meta)  # says what is wrong with weights that no image would pass
+    read_weights(folder / WEIGHTS, meta)  # says what is wrong with weights that no image would pass
     if affordable(meta, cfg["input_size"]):
         config["probe"] = {"seed": SEED, "logits": probe(network, cfg["input_size"])}
     return config

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -38,7 +39,9 @@ from timm_mobilevit_zoo.models.pretrained import fetched_by
 from timm_mobilevit_zoo_cli.text import printable
 
 from .card import CARD, MAX_CARD_BYTES
-from .checks import MAX_CONFIG_BYTES, Refused, build_meta, check_config
+from .checks import Refused, build_meta, check_config
+from .client import causes, metadata, names_of_commit, patient
+from .reading import MAX_CONFIG_BYTES, most_bytes, read_config
 
 __all__ = [
     "HubError",
@@ -47,13 +50,12 @@ __all__ = [
     "check_token",
     "endpoint",
     "fetch",
+    "fetch_checked",
     "fetch_file",
     "in_words",
     "is_commit",
     "resolve",
 ]
-
-HEADER_BYTES = 1 << 20, 1 << 10  # room for a header of safetensors: at all, and for each tensor
 
 
 class HubError(OSError):
@@ -130,23 +132,40 @@ def fetch(
         HubError: If the Hub cannot be reached, or does not give the file.
         Refused: For a config or a file that is not what it must be.
     """
+    return fetch_checked(
+        repo_id, revision, sha256, card=card, cache_dir=cache_dir, token=token, local_files_only=local_files_only
+    )[0]
+
+
+def fetch_checked(
+    repo_id: str,
+    revision: str,
+    sha256: Mapping[str, str] | None = None,
+    *,
+    card: bool = False,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> tuple[Path, dict[str, str]]:
+    """Fetch as `fetch` does; return the sha256 of config and weights, too, as they were compared."""
     check_repo_id(repo_id)
     check_revision(revision)
     check_token(token)
     pinned = _check_pins(sha256)
     ask: dict[str, Any] = dict(repo_id=repo_id, revision=revision, cache_dir=cache_dir, token=token)
     offline = local_files_only or constants.HF_HUB_OFFLINE
-    folder = _file(CONFIG, MAX_CONFIG_BYTES, pinned.get(CONFIG), offline, ask).parent
-    network = build_meta(check_config(folder, our_models())).state_dict().values()
-    most = HEADER_BYTES[0] + sum(HEADER_BYTES[1] + tensor.numel() * tensor.element_size() for tensor in network)
-    _file(WEIGHTS, most, pinned.get(WEIGHTS), offline, ask)
+    found = {}
+    path, found[CONFIG] = _file(CONFIG, MAX_CONFIG_BYTES, pinned.get(CONFIG), offline, ask)
+    folder = path.parent
+    most = most_bytes(build_meta(check_config(read_config(folder), our_models())))
+    found[WEIGHTS] = _file(WEIGHTS, most, pinned.get(WEIGHTS), offline, ask)[1]
     if card:
         try:
             _file(CARD, MAX_CARD_BYTES, None, offline, ask)
         except HubError as error:
             if not (offline or error.args[0].startswith("(404)")):  # what else the cache has is enough
                 raise
-    return folder
+    return folder, found
 
 
 def fetch_file(
@@ -179,8 +198,8 @@ def fetch_file(
     offline = local_files_only or constants.HF_HUB_OFFLINE
     if isinstance(known, str) and not offline:
         with suppress(Refused):
-            return _file(place.file, place.most, place.sha256, True, ask)
-    return _file(place.file, place.most, place.sha256, offline, ask)
+            return _file(place.file, place.most, place.sha256, True, ask)[0]
+    return _file(place.file, place.most, place.sha256, offline, ask)[0]
 
 
 def resolve(repo_id: str, revision: str, token: str | bool | None = None) -> str:
@@ -190,7 +209,7 @@ def resolve(repo_id: str, revision: str, token: str | bool | None = None) -> str
     if is_commit(revision):
         return revision
     with in_words(f"{repo_id} at {revision}", token):
-        found = huggingface_hub.HfApi(token=token).model_info(repo_id, revision=revision).sha
+        found = patient(lambda: huggingface_hub.HfApi(token=token).model_info(repo_id, revision=revision).sha)
     if not is_commit(found):
         raise HubError(f"{repo_id} at {revision}: the Hub calls the commit {str(found)[:80]!r}")
     return str(found)
@@ -221,58 +240,46 @@ def _check_pins(sha256: Mapping[str, str] | None) -> Mapping[str, str]:
     return sha256 or {}
 
 
-def _file(name: str, most: int, pinned: str | None, offline: bool, ask: Mapping[str, Any]) -> Path:
-    """Return a file of a commit, not larger than `most` bytes and with the right digest."""
+def _file(name: str, most: int, pinned: str | None, offline: bool, ask: Mapping[str, Any]) -> tuple[Path, str]:
+    """Return a file of a commit, not larger than `most` bytes and with the right digest, and its sha256."""
     what = f"{name} of {ask['repo_id']} at {ask['revision'][:10]}"
-    with in_words(what, ask["token"]):
+    with in_words(what, ask["token"]), names_of_commit(what, ask["revision"]):
         known = huggingface_hub.try_to_load_from_cache(
             ask["repo_id"], name, cache_dir=ask["cache_dir"], revision=ask["revision"]
         )
         if not isinstance(known, str) and not offline:
             url = huggingface_hub.hf_hub_url(ask["repo_id"], name, revision=ask["revision"])
-            size = huggingface_hub.get_hf_file_metadata(url, token=ask["token"]).size
+            size = patient(lambda: metadata(url, ask["token"])).size
             if size is not None and size > most:
                 raise Refused(f"{what} has {size:,} bytes; at most {most:,} are right")
         for again in (False, True):
-            path = Path(_download(filename=name, force_download=again, local_files_only=offline, **ask))
-            if (
-                is_commit(ask["revision"]) and path.parent.name != ask["revision"]
-            ):  # beside it lies what was downloaded as that commit, unpinned
-                raise Refused(f"{what}: the Hub sent it as that of commit {path.parent.name[:80]!r}")
+            get = partial(huggingface_hub.hf_hub_download, filename=name, local_files_only=offline, **ask)
+            path = Path(patient(partial(get, force_download=again)))
+            if is_commit(ask["revision"]) and path.parent.name != ask["revision"]:
+                raise Refused(f"{what}: the cache keeps it as that of commit {path.parent.name[:80]!r}")
             if path.stat().st_size > most:  # not all say how large a file is, or the truth
                 raise Refused(f"{what} has {path.stat().st_size:,} bytes; at most {most:,} are right")
-            damaged, found, wanted = _compare(path, pinned)
+            damaged, found, wanted, sha256 = _compare(path, pinned)
             if found == wanted:
-                return path
+                return path, sha256
             if offline or not damaged:
                 break
     why = "; it is damaged in the cache, and offline it cannot be fetched again" if damaged and offline else ""
     raise Refused(f"{what}: its digest is {found}, not {wanted}{why}")
 
 
-def _download(**ask: Any) -> str:
-    """Download a file; take a transfer that was cut up again, which older clients leave to their caller."""
-    for left in (2, 1, 0):
-        try:
-            return huggingface_hub.hf_hub_download(**ask)
-        except OSError as error:
-            if not left or getattr(error, "response", None) is not None or isinstance(error, LocalEntryNotFoundError):
-                raise
-    raise AssertionError
-
-
-def _compare(path: Path, pinned: str | None) -> tuple[bool, str, str]:
-    """Return whether a cached file may be damaged, its digest and the digest that it should have."""
+def _compare(path: Path, pinned: str | None) -> tuple[bool, str, str, str]:
+    """Return whether a cached file may be damaged, its digest, the one that it should have, and its sha256."""
     found = digests(path)
     kept = Path(os.readlink(path)).name if path.is_symlink() else ""  # the Hub's own name of the content
     whole = kept in found.values()
     if pinned is not None:
-        return not whole, found["sha256"], pinned
+        return not whole, found["sha256"], pinned, found["sha256"]
     if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", kept):
-        return True, found["sha256" if len(kept) == 64 else "blob"], kept
+        return True, found["sha256" if len(kept) == 64 else "blob"], kept, found["sha256"]
     if kept:
         raise Refused(f"{path.name}: the Hub keeps it as {kept[:80]!r}, which is no digest; give its sha256")
-    return False, "", ""  # no links on this file system, so nothing to compare with
+    return False, "", "", found["sha256"]  # no links on this file system, so nothing to compare with
 
 
 @contextmanager
@@ -290,9 +297,7 @@ def _bars_on_terminals() -> Iterator[None]:
 
 
 def _words(error: BaseException, what: str) -> str:
-    chain = [error]
-    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 20:
-        chain.append(inner)
+    chain = causes(error)
     for one in chain:
         status = getattr(getattr(one, "response", None), "status_code", None)
         if isinstance(one, (HFValidationError, OfflineModeIsEnabled)):

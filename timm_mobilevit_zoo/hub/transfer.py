@@ -8,14 +8,16 @@ from typing import Any
 import timm
 
 from timm_mobilevit_zoo.common.files import appearing
+from timm_mobilevit_zoo.models.loading import build
+from timm_mobilevit_zoo.models.names import our_models
 from timm_mobilevit_zoo.models.pins import CONFIG, WEIGHTS, pins
 from timm_mobilevit_zoo_cli.checks import new_folder
 
 from . import commit
 from .card import CARD, pushed_card
 from .checks import Refused
-from .folder import check, check_content
-from .remote import check_repo_id, check_revision, check_token, fetch, resolve
+from .folder import check, check_content, read_content
+from .remote import check_repo_id, check_revision, check_token, fetch_checked, resolve
 
 __all__ = ["load", "pull", "push"]
 
@@ -52,9 +54,12 @@ def load(
         Refused: For what `check` refuses, and for a file with another digest.
     """
     repo_id, revision, sha256 = _pinned(_name(model), revision, sha256)
-    folder = fetch(repo_id, revision, sha256, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
-    check_content(folder)
-    return timm.create_model(f"local-dir:{folder}", pretrained=True, **kwargs)
+    folder, found = fetch_checked(
+        repo_id, revision, sha256, cache_dir=cache_dir, token=token, local_files_only=local_files_only
+    )
+    content = read_content(folder, our_models())
+    _compare(content.found, found, folder)
+    return build(content.config, content.tensors, **kwargs)
 
 
 def pull(
@@ -89,14 +94,17 @@ def pull(
         revision = resolve(repo_id, revision or "main", token)
     else:
         repo_id, revision, sha256 = _pinned(model, revision or None, None)
-    folder = fetch(repo_id, revision, sha256, card=True, cache_dir=cache_dir, token=token)
-    found = check_content(folder)
-    if target is not None:
+    folder, digests = fetch_checked(repo_id, revision, sha256, card=True, cache_dir=cache_dir, token=token)
+    if target is None:
+        found = check_content(folder)
+        _compare(found, digests, folder)
+    else:
         with appearing(target) as part:
             for name in FILES:
                 if (folder / name).is_file():
                     shutil.copyfile(folder / name, part / name)
-            check(part)
+            found = check(part)
+            _compare(found, digests, folder)
     return found | {"repo_id": repo_id, "revision": revision, "path": str(output or folder)}
 
 
@@ -147,6 +155,12 @@ def push(
     if dry_run:
         return plan
     return commit.commit(plan, files, message=message or f"Add {found['architecture']}", token=token)
+
+
+def _compare(found: Mapping[str, Any], wanted: Mapping[str, str], folder: Path) -> None:
+    """Refuse what is not what was fetched: between the two, somebody may have written to the cache."""
+    if found["sha256"] != wanted:
+        raise Refused(f"{folder} has changed since its digests were compared")
 
 
 def _name(model: Any) -> str:

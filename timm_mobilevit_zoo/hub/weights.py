@@ -10,11 +10,11 @@ import timm
 from torch import Tensor
 
 from timm_mobilevit_zoo.common.files import digests, replacing
+from timm_mobilevit_zoo.models.checkpoints import read_told
 from timm_mobilevit_zoo.models.pins import HUB_CONFIGS, package_configs
 from timm_mobilevit_zoo.models.places import Place, places
 from timm_mobilevit_zoo.models.pretrained import read_by
 
-from .convert import read_checkpoint
 from .download import fetch_weights
 
 __all__ = ["pin", "read", "weights"]
@@ -34,7 +34,7 @@ def read(place: Place, **options: Any) -> tuple[dict[str, Tensor], dict[str, Any
         ValueError: For a file that holds no weights, or more than may be read.
     """
     path = fetch_weights(place, **options)
-    return read_checkpoint(path), {}
+    return read_told(path)
 
 
 def weights(pattern: str = "*") -> list[dict[str, Any]]:

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from timm_mobilevit_zoo.common.extras import require
 from timm_mobilevit_zoo.common.files import replacing
-from timm_mobilevit_zoo.common.images import reader
-from timm_mobilevit_zoo.models.loading import load, weights_from
+from timm_mobilevit_zoo.common.images import data_config, reader
+from timm_mobilevit_zoo.models.copies import unwrapped
+from timm_mobilevit_zoo.models.loading import load, load_checkpoint
 from timm_mobilevit_zoo_cli.checks import check
 
 from .places import find_vit, locate, received
-from .recording import Layer, record, unwrap
+from .recording import Layer, record
 
 __all__ = ["KINDS", "attention_maps", "draw", "draw_file", "panels_of", "rollout"]
 
@@ -44,7 +44,7 @@ def attention_maps(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
         ValueError: For `x` of another rank, a TorchScript module, a model without such attention, maps that are not
             finite.
     """
-    return {name: layer.values for name, layer in record(unwrap(model), x).items()}
+    return {name: layer.values for name, layer in record(unwrapped(model), x).items()}
 
 
 def rollout(model: nn.Module, x: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def rollout(model: nn.Module, x: Tensor) -> Tensor:
     Raises:
         ValueError: For a model without class token, or with maps that are not tokens x tokens; and as `attention_maps`.
     """
-    network = unwrap(model)
+    network = unwrapped(model)
     layers = record(network, x)
     rolled = _rollout(network, x, layers)
     if rolled is None:
@@ -89,7 +89,7 @@ def draw(model: nn.Module, x: Tensor) -> Any:
         ValueError: For more than one image, and as `attention_maps`.
         ModuleNotFoundError: Without the extra `viz`.
     """
-    network = unwrap(model)
+    network = unwrapped(model)
     return _figure(network, x, record(network, x))
 
 
@@ -101,6 +101,7 @@ def draw_file(
     pretrained: bool = False,
     checkpoint: str = "",
     img_size: int | None = None,
+    trust: bool = False,
     overwrite: bool = False,
 ) -> dict[str, tuple[int, ...]]:
     """Draw what each layer of a model attends to over an image.
@@ -112,6 +113,7 @@ def draw_file(
         pretrained: Give a name the weights that it stands for; they may be downloaded.
         checkpoint: Give a name the weights in this file, the authors' or ours.
         img_size: Side of the square input, in pixels; the model's own where not given.
+        trust: Load a folder as it stands, without the check of what it holds.
         overwrite: Replace an output file that exists.
 
     Returns:
@@ -131,10 +133,11 @@ def draw_file(
         )
     check("maps", given)
     is_folder = (folder / "config.json").is_file()
-    network = _load(str(folder) if is_folder else model, pretrained, checkpoint, img_size)
-    chans = network.pretrained_cfg["input_size"][0]
-    config = resolve_data_config({"img_size": img_size, "in_chans": chans}, model=network)
-    x = reader(config)(image)[None]
+    if checkpoint:
+        network = load_checkpoint(checkpoint, model, img_size=img_size).eval()
+    else:
+        network = load(str(folder) if is_folder else model, pretrained=pretrained, trust=trust, img_size=img_size)
+    x = reader(data_config(network, img_size=img_size))(image)[None]
     layers = record(network, x)
     figure = _figure(network, x, layers)
     with replacing(target) as part:
@@ -145,16 +148,6 @@ def draw_file(
     sys.stdout.writelines(f"{name}: {shape}\n" for name, shape in shapes.items())
     sys.stdout.write(f"drew {target}\n")
     return shapes
-
-
-def _load(model: str, pretrained: bool, checkpoint: str, img_size: int | None) -> Any:
-    args: dict[str, Any] = {"pretrained": pretrained or bool(checkpoint)}
-    if checkpoint:
-        overlay = weights_from(checkpoint, model)
-        args |= {"pretrained_cfg_overlay": overlay, **{k: v for k, v in overlay.items() if k == "num_classes"}}
-    if img_size is not None:
-        args["img_size"] = img_size
-    return load(model, **args)
 
 
 # What the panels show
@@ -214,10 +207,10 @@ def panels_of(network: nn.Module, x: Tensor, layers: dict[str, Layer]) -> list[_
 
 def _grey(network: nn.Module, x: Tensor) -> Tensor:
     """Return the image `(H, W)` in 0..1, what the network's data config did to it undone."""
-    config = resolve_data_config({}, model=network)
+    config = data_config(network)
     mean, std = (torch.tensor(config[key]) for key in ("mean", "std"))
     if len(mean) != x.shape[1]:
-        mean, std = mean.mean(), std.mean()  # timm's configs speak of three channels whatever there are
+        mean, std = mean.mean(), std.mean()
     return (x[0].detach().float().cpu() * std.view(-1, 1, 1) + mean.view(-1, 1, 1)).mean(0).clamp(0, 1)
 
 

@@ -11,13 +11,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from timm_mobilevit_zoo.models.loading import evaluating
+from timm_mobilevit_zoo.models.copies import twin
 from timm_mobilevit_zoo.models.traits import keys_at
 
-__all__ = ["Layer", "record", "unwrap"]
+__all__ = ["Layer", "record"]
 
 
 class Layer(NamedTuple):
@@ -29,20 +28,13 @@ class Layer(NamedTuple):
     shape: tuple[int, ...]  # of that map
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """Return the network inside the wrappers of DataParallel, torch.compile and their kind."""
-    model = unwrap_model(model)
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError("model is a TorchScript module, which never shows its maps; pass the one it was made from")
-    return model
-
-
 def record(network: nn.Module, x: Tensor) -> dict[str, Layer]:
     """Run a network, as `attention_maps` says, and return its layers by name, in order of execution."""
     if not isinstance(x, Tensor) or x.dim() != 4:
         what = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"x={what} must be a batch of images (B, C, H, W)")
-    modules: dict[str, Any] = dict(network.named_modules())
+    own = twin(network)  # or else what another thread records or computes with it would mix with this
+    modules: dict[str, Any] = dict(own.named_modules())
     shapes: dict[Any, tuple[int, ...]] = {}
     layers: dict[str, Layer] = {}
     runs: Counter[str] = Counter()
@@ -58,28 +50,21 @@ def record(network: nn.Module, x: Tensor) -> dict[str, Layer]:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
             runs[key] += 1
             again = f":{runs[key]}" if runs[key] > 1 else ""
-            layers[key + again] = Layer(args[0], is_gate, frame, shapes.get(frame, ()))
+            layers[key + again] = Layer(args[0].detach(), is_gate, frame, shapes.get(frame, ()))
 
         return hook
 
     drops = [name for name in modules if name.rpartition(".")[2] in ("attn_drop", "gate_drop")]
     frames = {name: _find_frame(name, modules) for name in drops}
-    fused = [module for module in modules.values() if getattr(module, "fused_attn", False) is True]
-    handles = []
-    try:
-        for frame in set(frames.values()) - {None}:
-            handles.append(frame.register_forward_pre_hook(see))
-        for name in drops:
-            handles.append(modules[name].register_forward_pre_hook(keep(name, frames[name])))
-        for module in fused:
+    for frame in set(frames.values()) - {None}:
+        frame.register_forward_pre_hook(see)
+    for name in drops:
+        modules[name].register_forward_pre_hook(keep(name, frames[name]))
+    for module in modules.values():
+        if getattr(module, "fused_attn", False) is True:
             module.fused_attn = False
-        with evaluating(network), torch.no_grad():
-            network(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module in fused:
-            module.fused_attn = True
+    with torch.no_grad():
+        own(x)
     for name, layer in layers.items():
         if not torch.isfinite(layer.values).all():
             raise ValueError(f"{name} is not finite: x or the weights are not, or too large for {layer.values.dtype}")

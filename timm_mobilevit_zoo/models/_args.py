@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["STRIDES", "check_args", "check_levels", "check_sizes", "dilations"]
+__all__ = ["STRIDES", "check_args", "check_levels", "check_sizes", "dilations", "drop_size_args"]
 
 STRIDES = (4, 8, 16, 32)  # image pixels per map cell at the end of stages 1 to 4
 OUTPUT_STRIDES = STRIDES[1:]
@@ -68,6 +68,22 @@ def check_sizes(args: Mapping[str, Any], names: Sequence[str]) -> None:
     for name in names:
         if not isinstance(args[name], int) or isinstance(args[name], bool) or args[name] < 1:
             raise ValueError(f"{name}={args[name]} must be a whole number from 1")
+
+
+def drop_size_args(args: dict[str, Any]) -> None:
+    """Remove, in place, what timm's transformers are told of the images' size, where a network takes any size.
+
+    Clients tell it to every name that has `vit` in it.
+
+    Raises:
+        ValueError: For an `img_size` that is no size.
+    """
+    size = args.pop("img_size", 1)
+    sides = size if isinstance(size, (tuple, list)) and len(size) == 2 else (size,)
+    if not all(isinstance(side, int) and side >= 1 for side in sides):
+        raise ValueError(f"img_size={size} must be a side in pixels, a whole number from 1, or two of them")
+    for name in ("dynamic_img_size", "dynamic_img_pad", "strict_img_size"):
+        args.pop(name, None)
 
 
 def dilations(output_stride: int) -> list[tuple[int, int, int]]:

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.modules.module import _has_any_global_hook
 
-from .traits import like
-
-__all__ = ["DepthwiseConv2d", "every", "fold", "is_exporting", "unfold"]
+__all__ = ["depthwise", "depthwise_conv", "every", "fold", "init_linear", "is_exporting", "unfold"]
 
 # Measured; others may have no such kernel. Asked once, since graphs cannot.
 _HAS_KERNEL = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
@@ -20,65 +19,62 @@ _HAS_KERNEL = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cp
 is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
-@like(nn.Conv2d)
-class DepthwiseConv2d(nn.Conv2d):
-    """A depthwise convolution, `(B, dim, H, W) -> (B, dim, ceil(H / stride), ceil(W / stride))`, faster in training.
-
-    On a CPU the gradient of its weights costs up to twenty times the convolution: oneDNN has a kernel for that with 3x3
-    weights alone. It is a depthwise convolution itself, for which there is one: of the map with the result's gradient
-    as weights, stride and dilation exchanged. `torch.compile` takes it from torch 2.7 on, for first gradients.
+def depthwise_conv(
+    dim: int, kernel_size: int, stride: int = 1, dilation: int = 1, device: Any = None, dtype: Any = None
+) -> nn.Conv2d:
+    """Return a depthwise convolution, `(B, dim, H, W) -> (B, dim, ceil(H / stride), ceil(W / stride))`.
 
     Args:
         dim: Channels.
-        kernel_size: Side of the weights, odd, in map cells; below 5 this is torch's layer and nothing else.
+        kernel_size: Side of the weights, odd, in map cells.
         stride: In map cells.
         dilation: In map cells.
         device: Where to create the parameters.
         dtype: Type of the parameters.
     """
-
-    def __init__(
-        self, dim: int, kernel_size: int, stride: int = 1, dilation: int = 1, device: Any = None, dtype: Any = None
-    ) -> None:
-        pad = dilation * (kernel_size // 2)
-        super().__init__(dim, dim, kernel_size, stride, pad, dilation, groups=dim, device=device, dtype=dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # torch's types allow more dimensions and padding by a name, TorchScript wants to know.
-        return _depthwise(x, self.weight, self.bias, self.stride, self.padding, self.dilation)  # type: ignore[arg-type]
+    pad = dilation * (kernel_size // 2)
+    return nn.Conv2d(dim, dim, kernel_size, stride, pad, dilation, groups=dim, device=device, dtype=dtype)
 
 
-@torch.fx.wrap  # a leaf for fx tracers: it branches on what x is
-def _depthwise(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-) -> Tensor:
-    if not torch.jit.is_scripting():  # noqa: SIM102, alone it keeps TorchScript out of what follows
-        if _has_faster_gradient(x, weight):
-            apply = _CompiledDepthwise.apply if torch.compiler.is_compiling() else _Depthwise.apply
-            return apply(x, weight, bias, stride, padding, dilation)
-    return F.conv2d(x, weight, bias, stride, padding, dilation, groups=weight.shape[0])
+def depthwise(conv: nn.Module, x: Tensor) -> Tensor:
+    """Call a depthwise convolution; in training with another way to the gradient of its weights, where that is faster.
+
+    On a CPU that gradient costs up to twenty times the convolution: oneDNN has a kernel for it with 3x3 weights alone.
+    It is a depthwise convolution itself, for which there is one: of the map with the result's gradient as weights,
+    stride and dilation exchanged. `torch.compile` takes it from torch 2.7 on, for first gradients.
+
+    The layer is torch's own, since tools that count, prune or quantise look layers up by their exact type. What they
+    put in its place, or hook to it, is called as ever, and so is every layer where a graph is made.
+    """
+    if isinstance(x, torch.fx.Proxy) or not _has_faster_gradient(conv, x):
+        return conv(x)
+    apply = _CompiledDepthwise.apply if torch.compiler.is_compiling() else _Depthwise.apply
+    return apply(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation)
 
 
-def _has_faster_gradient(x: Tensor, weight: Tensor) -> bool:
+def _has_faster_gradient(conv: Any, x: Tensor) -> bool:
     return (
-        not torch.jit.is_tracing()
+        type(conv) is nn.Conv2d
+        and not _is_watched(conv)
+        and not torch.jit.is_tracing()
         and not is_exporting()
         and not (torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active())
         and torch.is_grad_enabled()
-        and weight.requires_grad
-        and min(weight.shape[2:]) >= 5
+        and conv.weight.requires_grad
+        and min(conv.kernel_size) >= 5
         and x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
+        and x.dtype == conv.weight.dtype == torch.float32
         and x.is_contiguous(memory_format=torch.channels_last)
         and len(x) > 0
         and _HAS_KERNEL
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def _is_watched(conv: nn.Module) -> bool:
+    """Tell whether anyone would notice that a layer was not called: its hooks, all layers' hooks, another `forward`."""
+    hooks = conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks or conv._backward_pre_hooks
+    return bool(hooks) or _has_any_global_hook() or "forward" in conv.__dict__
 
 
 def _weight_gradient(x: Tensor, grad: Tensor, kernel_size: Any, stride: Any, padding: Any, dilation: Any) -> Tensor:
@@ -143,6 +139,13 @@ class _Depthwise(_CompiledDepthwise):
         x, weight = ctx.saved_tensors
         conv = partial(F.conv2d, stride=ctx.how[0], padding=ctx.how[1], dilation=ctx.how[2], groups=len(weight))
         return conv(of_x, weight, of_bias) + conv(x, of_weight)
+
+
+def init_linear(layer: nn.Linear, std: float = 0.02) -> None:
+    """Draw a linear layer's weights from a truncated normal distribution, in place; its bias is 0."""
+    nn.init.trunc_normal_(layer.weight, std=std)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def every(x: Tensor, step: int) -> Tensor:

@@ -7,7 +7,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ._args import check_levels
+from timm_mobilevit_zoo_cli.text import printable
+
+from ._args import check_levels, drop_size_args
+from .checkpoints import counters
 from .pretrained import build_pinned
 
 __all__ = ["build_staged", "strict_filter", "with_zero_biases"]
@@ -23,6 +26,7 @@ def strict_filter(filter_fn: FilterFn[ModelT], pretrained_strict: bool = True) -
 
     def checked(state_dict: dict[str, Any], model: ModelT) -> dict[str, Tensor]:
         out = filter_fn(state_dict, model)
+        out |= counters(model.state_dict(), out)
         cfg: Any = model.pretrained_cfg
         classifiers = cfg.get("classifier") or "head"  # one name or, as DeiT has, several
         heads = tuple(f"{name}." for name in ([classifiers] if isinstance(classifiers, str) else classifiers))
@@ -31,8 +35,8 @@ def strict_filter(filter_fn: FilterFn[ModelT], pretrained_strict: bool = True) -
             "unexpected": sorted(k for k in out.keys() - model.state_dict().keys() if not k.startswith(heads)),
         }
         if any(wrong.values()):
-            shown = "; ".join(f"{len(k)} {name}: {', '.join(k[:5])}" for name, k in wrong.items() if k)
-            raise ValueError(f"the checkpoint does not fit {type(model).__name__}: {shown}")
+            shown = "; ".join(f"{len(k)} {name}: {', '.join(k[:5])[:400]}" for name, k in wrong.items() if k)
+            raise ValueError(printable(f"the checkpoint does not fit {type(model).__name__}: {shown}"))
         return out
 
     return checked
@@ -75,11 +79,13 @@ def build_staged(
             clients take these for all that there are, and ask for them by position.
         device: Where to build. It reaches every layer as the default device, so that no family hands it down.
         dtype: Floating-point type of parameters and buffers.
-        **kwargs: Arguments of `timm.models.build_model_with_cfg` and of `model_cls`.
+        **kwargs: Arguments of `timm.models.build_model_with_cfg` and of `model_cls`. Those by which timm's
+            transformers are told an image size (`img_size`, `dynamic_img_size` and the like) change nothing.
 
     Raises:
-        ValueError: For `out_indices` of levels that there are not.
+        ValueError: For `out_indices` of levels that there are not, or an `img_size` that is none.
     """
+    drop_size_args(kwargs)
     num_levels = 5 if stem_level else 4
     if kwargs.get("features_only"):
         check_levels(variant, num_levels, kwargs)

@@ -6,7 +6,7 @@ pyramid is a direct child with a plain name: timm's feature wrappers cut the net
 a classifier's state dict loads into its `features_only` form key by key.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ._args import STRIDES, check_args
-from ._blocks import is_exporting
+from ._blocks import init_linear, is_exporting
 
 __all__ = ["Stage", "StagedModel", "Stem"]
 
@@ -130,6 +130,8 @@ class StagedModel(nn.Module):
         drop_rate: Dropout before the classifier.
         num_features: Channels after `norm` where it changes them; 0 for `embed_dims[-1]`.
         head_bias: Whether the classifier has a bias.
+        head_std: Standard deviation of the truncated normal distribution that a new classifier's weights are drawn
+            from, its bias then 0; 0 for torch's own initial values.
         distilled: Whether there is a second classifier, for a teacher's labels; the logits are the mean of both.
         output_stride: Stride at which the stages stop to halve the map: 8, 16 or 32, in image pixels.
 
@@ -141,6 +143,8 @@ class StagedModel(nn.Module):
         head_dist: The second classifier, or None: as in timm's DeiT and LeViT, but in front of `head`, since clients
             look for a classifier in the last child.
     """
+
+    __jit_unused_properties__ = ("set_distilled_training",)
 
     def __init__(
         self,
@@ -156,6 +160,7 @@ class StagedModel(nn.Module):
         stem_dim: int = 0,
         num_features: int = 0,
         head_bias: bool = True,
+        head_std: float = 0.0,
         distilled: bool = False,
         output_stride: int = STRIDES[-1],
     ) -> None:
@@ -163,6 +168,7 @@ class StagedModel(nn.Module):
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.head_bias = head_bias
+        self.head_std = head_std
         self.distilled_training = False
         self.num_features = num_features or embed_dims[-1]
         levels = [(stem_dim, 2, "stem")] if stem_dim else []
@@ -187,7 +193,10 @@ class StagedModel(nn.Module):
     def _classifier(self, **dd: Any) -> nn.Module:
         if not self.num_classes:
             return nn.Identity()
-        return nn.Linear(self.head_hidden_size, self.num_classes, self.head_bias, **dd)
+        head = nn.Linear(self.head_hidden_size, self.num_classes, self.head_bias, **dd)
+        if self.head_std:
+            init_linear(head, self.head_std)
+        return head
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits, `(B, num_classes)`; without classifier the features; without pooling a map of either."""
@@ -304,15 +313,21 @@ class StagedModel(nn.Module):
         """Return the classifier, or both of them."""
         return self.head if self.head_dist is None else (self.head, self.head_dist)
 
-    @torch.jit.ignore
-    def set_distilled_training(self, enable: bool = True) -> None:
-        """Return the logits of both classifiers instead of their mean while training, for timm's distillation.
+    @property
+    def set_distilled_training(self) -> Callable[..., None]:
+        """A function of `enable`, True unless given: return both classifiers' logits while training, not their mean.
+
+        For timm's distillation, which asks whether a network has this: one with a single classifier does not.
 
         Raises:
-            ValueError: For a network that has one.
+            AttributeError: For a network that has one classifier.
         """
         if self.head_dist is None:
-            raise ValueError(f"{type(self).__name__} has no second classifier to distil into")
+            raise AttributeError("no second classifier to distil into")
+        return self._set_distilled_training
+
+    @torch.jit.ignore
+    def _set_distilled_training(self, enable: bool = True) -> None:
         self.distilled_training = enable
 
     @torch.jit.ignore

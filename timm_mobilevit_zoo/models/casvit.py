@@ -207,6 +207,7 @@ class CASViT(StagedModel):
             num_classes=num_classes,
             global_pool=global_pool,
             drop_rate=drop_rate,
+            head_std=0.02,
             distilled=True,
             output_stride=output_stride,
         )

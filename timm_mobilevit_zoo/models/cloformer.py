@@ -30,7 +30,7 @@ from timm.layers import DropPath, calculate_drop_path_rates
 from torch import Tensor, nn
 
 from ._args import check_args, check_sizes, dilations
-from ._blocks import DepthwiseConv2d
+from ._blocks import depthwise, depthwise_conv
 from ._build import build_staged
 from ._cfg import imagenet_cfg, pinned_default_cfgs, register_model
 from ._pooled import PooledAttention
@@ -59,24 +59,19 @@ class AttnConv(nn.Module):
     """Local branch: shared weights aggregate, a gate re-weights by context. `(B, C, H, W) -> (B, width, H, W)`."""
 
     def __init__(
-        self,
-        dim: int,
-        width: int,
-        kernel_size: int,
-        dilation: int,
-        scale: float,
-        gate_drop: float,
-        dd: Any,
+        self, dim: int, width: int, kernel_size: int, dilation: int, scale: float, gate_drop: float, dd: Any
     ) -> None:
         super().__init__()
         self.qkv = nn.Conv2d(dim, 3 * width, 1, **dd)
-        self.mix = DepthwiseConv2d(3 * width, kernel_size, 1, dilation, **dd)
+        self.mix = depthwise_conv(3 * width, kernel_size, 1, dilation, **dd)
         hidden = nn.Conv2d(width, width, 1, **dd)
         self.gate = nn.Sequential(hidden, nn.SiLU(), nn.Conv2d(width, width, 1, **dd), Scale(scale), nn.Tanh())
         self.gate_drop = nn.Dropout(gate_drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.mix(self.qkv(x)).chunk(3, dim=1)  # (B, width, H, W) each
+        x = self.qkv(x)
+        x = self.mix(x) if torch.jit.is_scripting() else depthwise(self.mix, x)
+        q, k, v = x.chunk(3, dim=1)  # (B, width, H, W) each
         return self.gate_drop(self.gate(q * k)) * v
 
 
@@ -169,7 +164,7 @@ class ConvFFN(nn.Module):
         self.norm = nn.GroupNorm(1, dim)
         self.fc1 = nn.Conv2d(dim, hidden, 1)
         self.act = nn.GELU()
-        self.dwconv = DepthwiseConv2d(hidden, 5, stride, dilation)
+        self.dwconv = depthwise_conv(hidden, 5, stride, dilation)
         self.drop1 = nn.Dropout(drop)
         self.fc2 = nn.Conv2d(hidden, out_dim, 1)
         self.drop2 = nn.Dropout(drop)
@@ -180,8 +175,9 @@ class ConvFFN(nn.Module):
             self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(dim), nn.Conv2d(dim, out_dim, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.drop1(self.dwconv(self.act(self.fc1(self.norm(x)))))
-        return self.shortcut(x) + self.drop_path(self.drop2(self.fc2(y)))
+        y = self.act(self.fc1(self.norm(x)))
+        y = self.dwconv(y) if torch.jit.is_scripting() else depthwise(self.dwconv, y)
+        return self.shortcut(x) + self.drop_path(self.drop2(self.fc2(self.drop1(y))))
 
 
 class Block(nn.Module):

@@ -18,7 +18,6 @@ Shapes: B batch, C channels, H x W map, h heads, d = C / h, N sampled cells, M o
 """
 
 import re
-from collections import OrderedDict
 from functools import partial
 from typing import Any
 
@@ -28,13 +27,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from ._args import check_args, check_sizes, dilations
-from ._blocks import DepthwiseConv2d, every
+from ._blocks import depthwise, depthwise_conv, every, init_linear
 from ._build import build_staged, with_zero_biases
 from ._cfg import birder_cfg, imagenet_cfg, pinned_default_cfgs, register_model
 from ._staged import Stage, StagedModel
 from .traits import Keys, keys_of, pooled_keys
 
 __all__ = ["EdgeViT", "LocalGlobalLocalAttention"]
+
+
+class Aggregation(nn.Sequential):
+    """1x1, depthwise 5x5, 1x1: tells each cell what lies around it. Shape kept."""
+
+    def __init__(self, dim: int, dilation: int, dd: Any) -> None:
+        mix = depthwise_conv(dim, 5, 1, dilation, **dd)
+        super().__init__(nn.Conv2d(dim, dim, 1, **dd), mix, nn.Conv2d(dim, dim, 1, **dd))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self[0](x)
+        x = self[1](x) if torch.jit.is_scripting() else depthwise(self[1], x)
+        return self[2](x)
 
 
 class SparseAttention(nn.Module):
@@ -163,9 +175,9 @@ class LocalGlobalLocalAttention(nn.Module):
         mlp = partial(Mlp, dim, mlp_dim, drop=proj_drop, **dd)
         self.local_half: nn.Module = nn.Identity()
         if sr_ratio > 1:
-            mix = DepthwiseConv2d(dim, 5, 1, dilation, **dd)
-            aggregate = nn.Sequential(nn.Conv2d(dim, dim, 1, **dd), mix, nn.Conv2d(dim, dim, 1, **dd))
-            self.local_half = Half(aggregate, mlp(use_conv=True), False, dim, dilation, drop_path, dd)
+            self.local_half = Half(
+                Aggregation(dim, dilation, dd), mlp(use_conv=True), False, dim, dilation, drop_path, dd
+            )
         attn = SparseAttention(dim, num_heads, sr_ratio, dilation, attn_drop, proj_drop, dd)
         self.global_half = Half(attn, mlp(), True, dim, dilation, drop_path, dd)
 
@@ -173,10 +185,17 @@ class LocalGlobalLocalAttention(nn.Module):
         return self.global_half(self.local_half(x))
 
 
-def _patch_embed(in_dim: int, dim: int, patch_size: int, stride: int, dilation: int = 1) -> nn.Sequential:
-    pad = dilation * (patch_size - 1)  # enough to complete a patch that the map cuts off; no whole patch reaches it
-    proj = nn.Conv2d(in_dim, dim, patch_size, stride, dilation=dilation)
-    return nn.Sequential(OrderedDict(pad=nn.ZeroPad2d((0, pad, 0, pad)), proj=proj, norm=LayerNorm2d(dim, eps=1e-5)))
+class PatchEmbed(nn.Module):
+    """Patches become cells. `(B, in_dim, H, W) -> (B, dim, ceil(H / stride), ceil(W / stride))`."""
+
+    def __init__(self, in_dim: int, dim: int, patch_size: int, stride: int, dilation: int = 1) -> None:
+        super().__init__()
+        self.pad = dilation * (patch_size - 1)  # completes a patch that the map cuts off; no whole patch reaches it
+        self.proj = nn.Conv2d(in_dim, dim, patch_size, stride, dilation=dilation)
+        self.norm = LayerNorm2d(dim, eps=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.proj(F.pad(x, (0, self.pad, 0, self.pad))))
 
 
 class EdgeViT(StagedModel):
@@ -193,7 +212,7 @@ class EdgeViT(StagedModel):
         global_pool: timm's name of the pooling in front of the classifier.
         drop_rate: Dropout before the classifier.
         attn_drop_rate: Dropout on softmax maps.
-        proj_drop_rate: Dropout after the attention's projections and in MLPs.
+        proj_drop_rate: Dropout after the first patch embedding, after the attention's projections and in MLPs.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
         output_stride: 8 or 16 to keep the last maps at that stride, in image pixels, with the same weights;
             the cells which the network would have kept have the same values.
@@ -225,14 +244,13 @@ class EdgeViT(StagedModel):
             dim = embed_dims[level]
             block = partial(LocalGlobalLocalAttention, dim, num_heads[level], sr_ratios[level], mlp_ratio, dilation)
             blocks = [block(attn_drop_rate, proj_drop_rate, next(rates)) for _ in range(depths[level])]
-            embed = _patch_embed(embed_dims[level - 1], dim, 2, stride, opening) if level else nn.Identity()
+            embed = PatchEmbed(embed_dims[level - 1], dim, 2, stride, opening) if level else nn.Dropout(proj_drop_rate)
             stages.append(Stage(embed, blocks))
         for module in nn.ModuleList(stages).modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                init_linear(module)
         super().__init__(
-            stem=_patch_embed(in_chans, embed_dims[0], 4, 4),
+            stem=PatchEmbed(in_chans, embed_dims[0], 4, 4),
             stages=stages,
             norm=nn.BatchNorm2d(embed_dims[-1]),
             embed_dims=embed_dims,
@@ -240,6 +258,7 @@ class EdgeViT(StagedModel):
             num_classes=num_classes,
             global_pool=global_pool,
             drop_rate=drop_rate,
+            head_std=0.02,
             output_stride=output_stride,
         )
 

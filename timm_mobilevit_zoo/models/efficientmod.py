@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from ._args import check_args, check_sizes, dilations
-from ._blocks import DepthwiseConv2d, every
+from ._blocks import depthwise, depthwise_conv, every, init_linear
 from ._build import build_staged
 from ._cfg import birder_cfg, imagenet_cfg, pinned_default_cfgs, register_model
 from ._staged import Stage, StagedModel
@@ -52,6 +52,7 @@ class EfficientModulation(nn.Module):
         kernel_size: Side of the context's depthwise convolution, odd, in map cells.
         dilation: How many times closer the map's cells lie than where the weights come from; the convolution is dilated
             by it.
+        proj_drop: Dropout on the hidden layer, behind its activation; a hidden layer without one has none.
         device: Where to create the parameters.
         dtype: Type of the parameters.
 
@@ -65,6 +66,7 @@ class EfficientModulation(nn.Module):
         expand_ratio: int = 6,
         kernel_size: int = 7,
         dilation: int = 1,
+        proj_drop: float = 0.0,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -76,28 +78,30 @@ class EfficientModulation(nn.Module):
             raise ValueError(f"kernel_size={kernel_size} must be odd")
         self.expand_ratio = expand_ratio
         self.context_in = nn.Linear(dim, dim, **dd)
-        self.context_conv = DepthwiseConv2d(dim, kernel_size, 1, dilation, **dd)
+        self.context_conv = depthwise_conv(dim, kernel_size, 1, dilation, **dd)
         self.context_act = nn.GELU()
         self.context_out = nn.Linear(dim, dim, **dd)
         self.fc1 = nn.Linear(dim, expand_ratio * dim, **dd)
         self.act = nn.GELU() if expand_ratio > 1 else nn.Identity()
+        self.drop = nn.Dropout(proj_drop) if expand_ratio > 1 else nn.Identity()
         self.fc2 = nn.Linear(expand_ratio * dim, dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.permute(0, 2, 3, 1)  # (B, H, W, C)
-        context = self.context_act(self.context_conv(self.context_in(x).permute(0, 3, 1, 2)))
-        context = self.context_out(context.permute(0, 2, 3, 1)).unsqueeze(3)  # (B, H, W, 1, C)
-        x = self.act(self.fc1(x)).unflatten(3, (self.expand_ratio, -1))  # (B, H, W, r, C)
+        context = self.context_in(x).permute(0, 3, 1, 2)
+        context = self.context_conv(context) if torch.jit.is_scripting() else depthwise(self.context_conv, context)
+        context = self.context_out(self.context_act(context).permute(0, 2, 3, 1)).unsqueeze(3)  # (B, H, W, 1, C)
+        x = self.drop(self.act(self.fc1(x))).unflatten(3, (self.expand_ratio, -1))  # (B, H, W, r, C)
         return self.fc2((x * context).flatten(3)).permute(0, 3, 1, 2)
 
 
 class ModulationBlock(nn.Module):
     """Norm, modulation, scale and a shortcut around them. Shape kept."""
 
-    def __init__(self, dim: int, expand_ratio: int, dilation: int, drop_path: float) -> None:
+    def __init__(self, dim: int, expand_ratio: int, dilation: int, proj_drop: float, drop_path: float) -> None:
         super().__init__()
         self.norm = _norm(dim)
-        self.mlp = EfficientModulation(dim, expand_ratio, dilation=dilation)
+        self.mlp = EfficientModulation(dim, expand_ratio, dilation=dilation, proj_drop=proj_drop)
         self.scale = LayerScale2d(dim, init_values=1e-4)
         self.drop_path = DropPath(drop_path)
 
@@ -110,7 +114,7 @@ class MapAttention(nn.Module):
 
     fused_attn: torch.jit.Final[bool]
 
-    def __init__(self, dim: int, dilation: int, attn_drop: float) -> None:
+    def __init__(self, dim: int, dilation: int, attn_drop: float, proj_drop: float) -> None:
         super().__init__()
         self.num_heads = 8
         self.head_dim = max(dim // self.num_heads, 32)  # h * d may exceed C
@@ -119,6 +123,7 @@ class MapAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * self.num_heads * self.head_dim, bias=False)
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(self.num_heads * self.head_dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.flatten(1, 2).unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
@@ -135,7 +140,7 @@ class MapAttention(nn.Module):
             attn = (q * self.head_dim**-0.5) @ k.transpose(-2, -1)
             x = self.attn_drop(attn.softmax(dim=-1)) @ v
         x = x.transpose(1, 2).flatten(2).unflatten(1, (H, W))  # (B, H, W, h d)
-        return self.proj(x).permute(0, 3, 1, 2)
+        return self.proj_drop(self.proj(x)).permute(0, 3, 1, 2)
 
 
 @keys_of(MapAttention)
@@ -146,12 +151,14 @@ def _lay_out(attn: MapAttention, shape: tuple[int, ...]) -> Keys:
 class AttentionBlock(nn.Module):
     """Attention and MLP, each behind a norm and beside a shortcut. Shape kept."""
 
-    def __init__(self, dim: int, mlp_ratio: int, dilation: int, attn_drop: float, drop_path: float) -> None:
+    def __init__(
+        self, dim: int, mlp_ratio: int, dilation: int, attn_drop: float, proj_drop: float, drop_path: float
+    ) -> None:
         super().__init__()
         self.norm1 = _norm(dim)
-        self.attn = MapAttention(dim, dilation, attn_drop)
+        self.attn = MapAttention(dim, dilation, attn_drop, proj_drop)
         self.norm2 = _norm(dim)
-        self.mlp = Mlp(dim, mlp_ratio * dim)
+        self.mlp = Mlp(dim, mlp_ratio * dim, drop=proj_drop)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -162,13 +169,6 @@ class AttentionBlock(nn.Module):
 def _conv_norm(in_dim: int, dim: int, kernel_size: int, stride: int, dilation: int = 1) -> nn.Sequential:
     conv = nn.Conv2d(in_dim, dim, kernel_size, stride, dilation * (kernel_size // 2), dilation)
     return nn.Sequential(conv, _norm(dim))
-
-
-def _init_weights(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):  # convolutions keep torch's, as in the authors' code
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 class EfficientMod(StagedModel):
@@ -185,6 +185,7 @@ class EfficientMod(StagedModel):
         global_pool: timm's name of the pooling in front of the classifier.
         drop_rate: Dropout before the classifier.
         attn_drop_rate: Dropout on softmax maps.
+        proj_drop_rate: Dropout after the attention's projections, in MLPs, and in modulations that widen the map.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
         output_stride: 8 or 16 to keep the last maps at that stride, in image pixels, with the same weights:
             convolutions are dilated, and keys are the cells that the network would have kept, whose values stay.
@@ -205,6 +206,7 @@ class EfficientMod(StagedModel):
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         output_stride: int = 32,
     ) -> None:
@@ -221,10 +223,15 @@ class EfficientMod(StagedModel):
             if level > 0:
                 downsample = _conv_norm(embed_dims[level - 1], dim, 3, stride, opening)
             ratios = [expand_ratio if block % 2 else 1 for block in range(depths[level])]
-            blocks: list[nn.Module] = [ModulationBlock(dim, ratio, dilation, next(rates)) for ratio in ratios]
-            for _ in range(attn_depths[level]):
-                blocks.append(AttentionBlock(dim, attn_mlp_ratios[level], dilation, attn_drop_rate, next(rates)))
+            blocks: list[nn.Module] = [
+                ModulationBlock(dim, ratio, dilation, proj_drop_rate, next(rates)) for ratio in ratios
+            ]
+            drops, mlp_ratio = (attn_drop_rate, proj_drop_rate), attn_mlp_ratios[level]
+            blocks += [AttentionBlock(dim, mlp_ratio, dilation, *drops, next(rates)) for _ in range(attn_depths[level])]
             stages.append(Stage(downsample, blocks))
+        for module in nn.ModuleList(stages).modules():
+            if isinstance(module, nn.Linear):  # convolutions keep torch's, as in the authors' code
+                init_linear(module)
         super().__init__(
             stem=_conv_norm(in_chans, embed_dims[0], 7, 4),
             stages=stages,
@@ -234,9 +241,9 @@ class EfficientMod(StagedModel):
             num_classes=num_classes,
             global_pool=global_pool,
             drop_rate=drop_rate,
+            head_std=0.02,
             output_stride=output_stride,
         )
-        self.apply(_init_weights)
 
 
 # Weights: the authors' names on the left. Their layer i ends with the convolution that opens our stage i + 2.

@@ -7,7 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from safetensors.torch import load
 from timm.models import build_model_with_cfg, resolve_pretrained_cfg
+from torch import Tensor
+
+from timm_mobilevit_zoo.common.files import digests, open_regular
 
 from .names import own_name
 from .pins import WEIGHTS, pins
@@ -61,7 +65,7 @@ def build_pinned(model_cls: Callable[..., Any], variant: str, pretrained: bool, 
             found, place = pins(variant, cfg.tag), place_of(cfg)
             if found:
                 folder = _fetchers[0](found.repo_id, found.revision, found.sha256, cache_dir=kwargs.get("cache_dir"))
-                lent = {"file": str(folder / WEIGHTS)}
+                lent = {"state_dict": _read_pinned(folder / WEIGHTS, found.sha256[WEIGHTS])}
             elif place:
                 weights, told = _readers[0](place, cache_dir=kwargs.get("cache_dir"))
                 lent = {"state_dict": weights}
@@ -76,6 +80,15 @@ def build_pinned(model_cls: Callable[..., Any], variant: str, pretrained: bool, 
             for field in lent:
                 cfg.pop(field, None)  # the place is the source, not this computer's copy
     return model
+
+
+def _read_pinned(path: Path, sha256: str) -> dict[str, Tensor]:
+    """Return the weights of a file that is read once: what is compared is what is loaded."""
+    with open_regular(path) as file:
+        data = file.read()
+    if (digest := digests(data)["sha256"]) != sha256:
+        raise ValueError(f"{path} has changed: its digest is {digest}, not {sha256}")
+    return load(data)
 
 
 def _of_right_width(filter_fn: Callable[..., Any], place: Place) -> Callable[..., Any]:

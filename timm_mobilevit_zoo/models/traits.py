@@ -1,8 +1,8 @@
 """What a layer says of itself, beside its class in its family's file, to what takes networks apart.
 
 `fuse`, the exporters and the attention maps know no family. They ask here, by a layer's type, what it may be replaced
-by (`form_of`), how it lays a map out as keys (`keys_of`), whether it computes what a layer of torch does (`like`), and
-whether it only multiplies (`scales_by`). What there is to say of timm's and torch's own layers, `timm_layers` says.
+by (`form_of`), how it lays a map out as keys (`keys_of`), and whether it only multiplies (`scales_by`). What there is
+to say of timm's and torch's own layers, `timm_layers` says.
 """
 
 import copy
@@ -22,14 +22,12 @@ __all__ = [
     "is_scale",
     "keys_at",
     "keys_of",
-    "like",
     "parts",
     "patch_keys",
     "pooled_keys",
     "scale_of",
     "scaled",
     "scales_by",
-    "torch_type",
 ]
 
 AnyT = TypeVar("AnyT", bound=Callable[..., Any])
@@ -46,7 +44,6 @@ groups there are; and how many keys each of them has, padding included."""
 _forms: dict[Kind, dict[type, Callable[[Any], nn.Module | None]]] = {}
 _keys: dict[type, Callable[[Any, tuple[int, ...]], Keys]] = {}
 _keys_by_attributes: dict[tuple[str, ...], Callable[[Any, tuple[int, ...]], Keys]] = {}
-_types: dict[type, type] = {}
 _scales: dict[type, tuple[str, int | None]] = {}
 
 
@@ -100,21 +97,6 @@ def keys_at(layer: nn.Module) -> Callable[[Any, tuple[int, ...]], Keys] | None:
         return _keys[cls]
     alike = (names for names in _keys_by_attributes if all(hasattr(layer, name) for name in names))
     return _keys_by_attributes.get(next(alike, ()))
-
-
-def like(cls: type) -> Callable[[ClassT], ClassT]:
-    """Decorate a class whose layers compute in evaluation mode what one of torch's with the same attributes does."""
-
-    def decorate(own: ClassT) -> ClassT:
-        _types[own] = cls
-        return own
-
-    return decorate
-
-
-def torch_type(layer: Any) -> type:
-    """Return torch's class that a layer computes like, as `like` says, or else its own."""
-    return _types.get(type(layer), type(layer))
 
 
 def scales_by(factor: str, channels: int | None = None) -> Callable[[ClassT], ClassT]:

@@ -10,15 +10,15 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from timm_mobilevit_zoo import __version__
 from timm_mobilevit_zoo.common.extras import require
 from timm_mobilevit_zoo.common.files import appearing, digests
-from timm_mobilevit_zoo.common.images import images_in
+from timm_mobilevit_zoo.common.images import data_config, images_in
+from timm_mobilevit_zoo.common.quiet import quiet
 from timm_mobilevit_zoo.export import to_onnx
-from timm_mobilevit_zoo.export.format import INPUT, quiet
+from timm_mobilevit_zoo.export.format import INPUT
 from timm_mobilevit_zoo.export.formats import FORMATS
 from timm_mobilevit_zoo.export.task import TOLERANCE
 from timm_mobilevit_zoo.maps.drawing import KINDS, panels_of
@@ -40,6 +40,7 @@ def page(
     fetch_runtime: bool = False,
     images: str = "",
     pretrained: bool = True,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Write a static page that runs models in a browser: on photos and the camera, with attention maps, and timed.
 
@@ -50,6 +51,7 @@ def page(
         fetch_runtime: Get ONNX Runtime Web with `npm pack`, about 32 MB.
         images: Folder of images to compare the written models on too, beside random ones.
         pretrained: Give names their weights; without, random ones, as they serve to measure time.
+        trust: Load folders as they stand, without the check of what they hold.
 
     Returns:
         What the page reads first: `models`, each with its `name`, `file`, `bytes`, `manifest` and `maps` (None without
@@ -72,7 +74,7 @@ def page(
     for module in FORMATS["onnx"].modules:
         require(module, FORMATS["onnx"].extra)
     parts = None if fetch_runtime else ortweb.read(Path(runtime))
-    networks = {name: _load(model, pretrained) for name, model in zip(_names(models), models, strict=True)}
+    networks = {name: _load(model, pretrained, trust) for name, model in zip(_names(models), models, strict=True)}
     with appearing(target) as part:
         shutil.copytree(Path(__file__).with_name("assets"), part, dirs_exist_ok=True)
         html = part / "index.html"
@@ -111,14 +113,14 @@ def _files_of(name: str) -> set[str]:
     return {f"{name}{ending}".lower() for ending in (".onnx", ".onnx.json", ".maps.onnx")}
 
 
-def _load(model: str, pretrained: bool) -> Any:
+def _load(model: str, pretrained: bool, trust: bool) -> Any:
     """Return a network that the page can feed."""
     if pretrained and timm.is_model(model) and not Path(model).exists():
         known: Any = timm.get_pretrained_cfg(model)
         if not known.has_weights:
             raise ValueError(f"models: {model!r} has no published weights; --no-pretrained takes random ones")
-    network = load(model, pretrained=pretrained)
-    config = resolve_data_config({}, model=network)
+    network = load(model, pretrained=pretrained, trust=trust)
+    config = data_config(network)
     can = {"interpolation": ("bicubic", "bilinear"), "crop_mode": ("center", "squash")}
     for key, values in can.items():
         if config[key] not in values:

@@ -1,38 +1,114 @@
 """What `train` learns from: a folder of images, checked before anything else happens, or a data set that timm names."""
 
+import os
+import re
 import sys
+import unicodedata
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image, ImageOps
 from timm.data import create_dataset, create_loader
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import Compose
 from tqdm import tqdm
 
 from timm_mobilevit_zoo.common.extras import require
-from timm_mobilevit_zoo.common.images import images_in, is_hidden, read_image
-from timm_mobilevit_zoo_cli.text import printable
+from timm_mobilevit_zoo.common.images import Pixels, Walk, is_hidden, read_image, walk
+from timm_mobilevit_zoo_cli.text import check_labels, printable
 
 __all__ = ["folder_data", "make_loader", "named_data"]
 
+# What folders of splits are called, in any case, with numbers and with words as `set` beside it; the first is taken.
 TRAIN_FOLDERS = ("train", "training")
-VAL_FOLDERS = ("val", "validation", "valid", "test")
+VAL_FOLDERS = ("val", "validation", "valid", "dev", "eval", "evaluation", "test", "testing")
+_BESIDE = re.compile(r"[\W\d_]+|^(dataset|data|images)|(set|data|images|split)$")
 
 
-def _classes(folder: Path) -> dict[str, list[Path]]:
-    """Return the images of each class folder.
+def _splits(root: Path) -> tuple[Path | None, Path | None, list[str]]:
+    """Return the folders of both splits, None for one that is not there, and the names of those beside them.
 
     Raises:
-        ValueError: Without class folders, or with one that has no images.
+        ValueError: For one split without the other, and for several that may be meant.
     """
-    classes = {path.name: images_in(path) for path in sorted(folder.iterdir()) if path.is_dir()}
-    classes = {name: paths for name, paths in classes.items() if not is_hidden(name)}
-    if not classes:
+    named: dict[str, list[Path]] = {}
+    folders = [path for path in sorted(root.iterdir()) if path.is_dir() and not is_hidden(path.name)]
+    for path in folders:
+        word = path.name.casefold()
+        while (shorter := _BESIDE.sub("", word)) not in ("", word):
+            word = shorter
+        named.setdefault(word, []).append(path)
+    found: list[Path | None] = []
+    for names in (TRAIN_FOLDERS, VAL_FOLDERS):
+        several = next((named[name] for name in names if name in named), [None])
+        if len(several) > 1:
+            told = ", ".join(str(path and path.name) for path in several)
+            raise ValueError(f"data={str(root)!r} has several folders for one split, {told}: leave one")
+        found += several
+    train, val = found
+    if (train is None) != (val is None):
+        there, need = (val, TRAIN_FOLDERS) if train is None else (train, VAL_FOLDERS)
+        raise ValueError(
+            f"data={str(root)!r} has one split only, {str(there and there.name)!r}; the other is looked for as "
+            f"{' or '.join(need)}, names that no class can have"
+        )
+    return train, val, [path.name for path in folders if train and path not in found]
+
+
+def _classes(folder: Path, root: Path, left_out: Counter[str]) -> dict[str, Walk]:
+    """Return what lies in each class folder, by its name in Unicode's composed form, which file systems disagree about.
+
+    Args:
+        folder: That of the classes.
+        root: What `train` was given.
+        left_out: What is left out is added here.
+
+    Raises:
+        ValueError: Without class folders, with one that has no images, and with folders of splits instead of classes.
+    """
+    shown = [path for path in sorted(folder.iterdir()) if not is_hidden(path.name)]
+    paths = [path for path in shown if path.is_dir()]
+    if not paths:
         raise ValueError(f"data={str(folder)!r} has no class folders: one folder a class, with its images, is needed")
-    empty = [name for name, paths in classes.items() if not paths]
+    names = [unicodedata.normalize("NFC", path.name) for path in paths]
+    try:
+        check_labels(names)
+    except ValueError as error:
+        raise ValueError(f"data={str(folder)!r} has a class folder whose name cannot be a label: {error}") from None
+    classes = {name: walk(path, root) for name, path in zip(names, paths, strict=True)}
+    empty = {name: found.left_out for name, found in classes.items() if not found.images}
     if empty:
-        raise ValueError(f"data={str(folder)!r} has classes without images: {', '.join(empty)}")
+        told = ", ".join(name + (f" ({_counted(others)} left out)" if others else "") for name, others in empty.items())
+        raise ValueError(f"data={str(folder)!r} has classes without images: {told}")
+    _refuse_splits(folder, dict(zip(paths, classes.values(), strict=True)))
+    left_out["beside the class folders"] += len(shown) - len(paths)
+    for found in classes.values():
+        left_out.update(found.left_out)
     return classes
+
+
+def _refuse_splits(folder: Path, classes: dict[Path, Walk]) -> None:
+    """Refuse folders that all hold folders of the same names, and their images in these: such are splits or folds."""
+    inner = [[set(image.parts[len(path.parts) : -1]) for image in found.images] for path, found in classes.items()]
+    counts = Counter(name for images in inner for name in set().union(*images))
+    same = {name for name, count in counts.items() if count > 1 and 2 * count > len(classes)}
+    if len(same) > 1 and all(2 * sum(not names.isdisjoint(same) for names in images) > len(images) for images in inner):
+        folders = [path.name for path in classes]
+        raise ValueError(
+            f"data={str(folder)!r}: {_some(folders)} all hold the same folders, {_some(sorted(same))}, as splits and "
+            "folds do, and classes do not: name two of them train and val, or keep the images of a class in one folder"
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _counted(left_out: Counter[str]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()) if count)
 
 
 def folder_data(options: dict[str, Any], accelerator: Any) -> tuple[Any, Any, list[str]]:
@@ -45,49 +121,67 @@ def folder_data(options: dict[str, Any], accelerator: Any) -> tuple[Any, Any, li
     Raises:
         ValueError: For a folder that cannot be trained on; says what it lacks.
     """
-    root = Path(options["data"])
-    train_root = next((root / name for name in TRAIN_FOLDERS if (root / name).is_dir()), None)
-    val_root = next((root / name for name in VAL_FOLDERS if (root / name).is_dir()), None)
-    if (train_root is None) != (val_root is None):
-        need = TRAIN_FOLDERS if train_root is None else VAL_FOLDERS
-        raise ValueError(
-            f"data={str(root)!r} has one split only; the other is looked for as {' or '.join(need)}, "
-            "names that no class can have"
-        )
-    mode = "L" if options["in_chans"] == 1 else "RGB"
-    train_classes = _classes(train_root or root)
-    labels = list(train_classes)
+    root, mode = Path(options["data"]), "L" if options["in_chans"] == 1 else "RGB"
+    train_root, val_root, beside = _splits(root)
+    left_out = Counter(f"folder {name!r}" for name in beside)
+    walks = [_classes(train_root or root, root, left_out)]
+    labels = list(walks[0])
     if len(labels) < 2:
         raise ValueError(f"data={str(root)!r} has one class, {labels[0]!r}; at least two are needed")
-    broken: set[Path] = set()
-    val_classes: dict[str, list[Path]] = {}
     if val_root is not None:
-        val_classes = _classes(val_root)
-        unknown = sorted(val_classes.keys() - train_classes.keys())
+        walks.append(_classes(val_root, root, left_out))
+        unknown = sorted(walks[1].keys() - walks[0].keys())
         if unknown:
             raise ValueError(f"data={str(val_root)!r} has classes that {str(train_root)!r} lacks: {', '.join(unknown)}")
+    _refuse_twins([folder for folder in (train_root or root, val_root) if folder])
+    if accelerator is None or accelerator.is_main_process:
+        _tell(root, left_out, sum(found.links for split in walks for found in split.values()))
+    train_classes, val_classes = ({name: found.images for name, found in split.items()} for split in (*walks, {})[:2])
     if options["on_broken"] != "trust":
         everything = [path for split in (train_classes, val_classes) for paths in split.values() for path in paths]
         broken = _find_broken(everything, mode, options, accelerator)
-    train_classes, val_classes = (
-        {name: [path for path in paths if path not in broken] for name, paths in split.items()}
-        for split in (train_classes, val_classes)
-    )
+        train_classes, val_classes = (
+            {name: [path for path in paths if path not in broken] for name, paths in split.items()}
+            for split in (train_classes, val_classes)
+        )
     if val_root is None:
-        order = torch.Generator().manual_seed(options["seed"])
-        for name, paths in train_classes.items():
-            held = max(1, round(len(paths) * options["val_fraction"]))
-            if held >= len(paths):
-                raise ValueError(f"class {name!r} has {len(paths)} image(s), too few to hold some out for validation")
-            picks = set(torch.randperm(len(paths), generator=order)[:held].tolist())
-            val_classes[name] = [path for i, path in enumerate(paths) if i in picks]
-            train_classes[name] = [path for i, path in enumerate(paths) if i not in picks]
+        val_classes = _hold_out(train_classes, options)
     empty = [name for name, paths in train_classes.items() if not paths]
     if empty:
         raise ValueError(f"data={str(root)!r} has classes left without an image that can be read: {', '.join(empty)}")
     if not any(val_classes.values()):
         raise ValueError(f"data={str(val_root)!r} is left without an image that can be read")
     return _Images(train_classes, labels, mode), _Images(val_classes, labels, mode), labels
+
+
+def _refuse_twins(roots: list[Path]) -> None:
+    """Refuse class folders that are one folder, by a link."""
+    seen: dict[str, Path] = {}
+    for path in (path for root in roots for path in sorted(root.iterdir()) if not is_hidden(path.name)):
+        if path.is_dir() and (twin := seen.setdefault(os.path.realpath(path), path)) is not path:
+            raise ValueError(f"data: {str(twin)!r} and {str(path)!r} are one folder, by a link: an image counts once")
+
+
+def _tell(root: Path, left_out: Counter[str], links: int) -> None:
+    """Say what of a folder is no image, and what lies elsewhere."""
+    if told := _counted(left_out):
+        sys.stderr.write(printable(f"left out of {root}: {told}") + "\n")
+    if links:
+        sys.stderr.write(printable(f"followed out of {root}: {links} link(s)") + "\n")
+
+
+def _hold_out(classes: dict[str, list[Path]], options: dict[str, Any]) -> dict[str, list[Path]]:
+    """Take a share of each class out for validation, and return it."""
+    order = torch.Generator().manual_seed(options["seed"])
+    held_out = {}
+    for name, paths in classes.items():
+        held = max(1, round(len(paths) * options["val_fraction"]))
+        if held >= len(paths):
+            raise ValueError(f"class {name!r} has {len(paths)} image(s), too few to hold some out for validation")
+        picks = set(torch.randperm(len(paths), generator=order)[:held].tolist())
+        held_out[name] = [path for i, path in enumerate(paths) if i in picks]
+        classes[name] = [path for i, path in enumerate(paths) if i not in picks]
+    return held_out
 
 
 class _Images(Dataset[tuple[Any, int]]):
@@ -149,6 +243,11 @@ def named_data(options: dict[str, Any]) -> tuple[Any, Any, list[str]]:
     Raises:
         ValueError: For a name that timm does not know, splits of other classes, or classes that nobody counts.
     """
+    mode = "L" if options["in_chans"] == 1 else "RGB"
+    # The loader's transform turns images into those of as many channels as are wanted; only of arrays timm has to know.
+    reading: dict[str, Any] = {"input_img_mode": mode if options["dataset"].startswith("tfds/") else ""}
+    if options["dataset"].lower() in ("torch/image_folder", "torch/folder"):
+        reading["loader"] = partial(read_image, mode=mode)
 
     def images(split: str, is_training: bool) -> Any:
         return create_dataset(
@@ -159,7 +258,7 @@ def named_data(options: dict[str, Any]) -> tuple[Any, Any, list[str]]:
             batch_size=options["batch_size"],
             download=options["dataset_download"],
             seed=options["seed"],
-            input_img_mode="L" if options["in_chans"] == 1 else "RGB",
+            **reading,
         )
 
     if not options["dataset"].startswith(("torch/", "hfds/", "hfids/", "tfds/", "wds/")):
@@ -172,6 +271,10 @@ def named_data(options: dict[str, Any]) -> tuple[Any, Any, list[str]]:
             f"{', '.join(map(str, val_named))} and {', '.join(map(str, named))}"
         )
     labels = [str(name) for name, _ in sorted(named.items(), key=lambda entry: entry[1])]
+    try:
+        check_labels(labels)
+    except ValueError as error:
+        raise ValueError(f"dataset={options['dataset']!r} has a class whose name cannot be a label: {error}") from None
     count = options["num_classes"] or len(labels)
     if not count or count < len(labels):
         raise ValueError(f"num_classes={options['num_classes']} does not fit the {len(labels)} classes that are named")
@@ -187,7 +290,7 @@ def make_loader(images: Any, config: dict[str, Any], options: dict[str, Any], is
 
     Args:
         images: One of the data sets.
-        config: Input size, mean, std, crop and interpolation, as timm's `resolve_data_config` gives them.
+        config: Input size, mean, std, crop and interpolation, as `data_config` gives them.
         options: The arguments of `train`.
         is_training: Shuffle and augment.
     """
@@ -201,7 +304,8 @@ def make_loader(images: Any, config: dict[str, Any], options: dict[str, Any], is
         auto_augment=options["auto_augment"] or None,
         re_prob=options["reprob"],
     )
-    return create_loader(
+    pixels = Pixels(config, evaluating=not is_training)
+    loader = create_loader(
         images,
         input_size=config["input_size"],
         batch_size=options["batch_size"],
@@ -216,3 +320,18 @@ def make_loader(images: Any, config: dict[str, Any], options: dict[str, Any], is
         persistent_workers=False,  # a worker that outlived its epoch would carry its random state into the next
         **(augmentation if is_training else {}),
     )
+    _mend_posterize(images.transform)
+    images.transform = Compose([pixels, images.transform])
+    return loader
+
+
+def _mend_posterize(transform: Any) -> None:
+    """Have timm's policies keep no bits of a colour with every Pillow; from 13 on it refuses to."""
+    for policy in transform.transforms:
+        for op in getattr(policy, "ops", None) or [op for ops in getattr(policy, "policy", ()) for op in ops]:
+            if op.name.startswith("Posterize"):
+                op.aug_fn = _posterize
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)

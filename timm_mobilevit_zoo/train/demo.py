@@ -7,9 +7,9 @@ from typing import Any
 import timm
 import torch
 from PIL import Image
-from timm.data import create_transform, resolve_data_config
 
 from timm_mobilevit_zoo.common.extras import require
+from timm_mobilevit_zoo.common.images import data_config, read_image, reader
 from timm_mobilevit_zoo.models.loading import load
 from timm_mobilevit_zoo_cli.checks import check
 
@@ -33,9 +33,10 @@ def write_digits(folder: str | Path, *, val_every: int = 5) -> dict[str, int]:
         The number of images in each split.
 
     Raises:
-        ValueError: For a folder that holds something.
+        ValueError: For a folder that holds something, and for `val_every` below 2.
         ModuleNotFoundError: Without scikit-learn.
     """
+    check("write_digits", {"val_every": val_every})
     root = Path(folder)
     if root.exists() and any(root.iterdir()):
         raise ValueError(f"folder={str(root)!r} is not empty")
@@ -67,7 +68,7 @@ def demo(*, output: str = "demo", model: str = "cloformer_xxs", epochs: int = 15
         ValueError: Where the output folder holds an earlier demo.
         ModuleNotFoundError: Without the extra `demo`.
     """
-    check("demo", {"output": output})
+    check("demo", dict(locals()))
     root = Path(output)
     for module in ("accelerate", "matplotlib", "sklearn"):
         require(module, "demo")
@@ -96,9 +97,8 @@ def demo(*, output: str = "demo", model: str = "cloformer_xxs", epochs: int = 15
     sys.stdout.write(f"drew {root / 'predictions.png'}\n")
 
     backbone: Any = timm.create_model(f"local-dir:{root / 'run'}", pretrained=True, features_only=True).eval()
-    transform = create_transform(**resolve_data_config({}, model=backbone))
-    with Image.open(paths[0]) as image, torch.inference_mode():
-        levels = backbone(transform(image.convert("RGB"))[None])
+    with torch.inference_mode():
+        levels = backbone(reader(data_config(backbone))(paths[0])[None])
     info = backbone.feature_info
     for name, stride, level in zip(info.module_name(), info.reduction(), levels, strict=True):
         sys.stdout.write(f"{name}: stride {stride:2d}, {tuple(level.shape)}\n")
@@ -114,8 +114,7 @@ def _draw(path: Path, images: list[Path], results: list[dict[str, Any]]) -> None
     figure = Figure(figsize=(10, 5.6), layout="constrained")
     for axis, (image, result) in zip(figure.subplots(4, 10).flat, picks, strict=False):
         best = result["classes"][0]
-        with Image.open(image) as pixels:
-            axis.imshow(pixels, cmap="gray")
+        axis.imshow(read_image(image, "L"), cmap="gray")
         right = best["label"] == image.parent.name
         axis.set_title(
             f"{best['label']}  {100 * best['probability']:.0f}%", fontsize=9, color="black" if right else "red"

@@ -27,13 +27,14 @@ class Epoch:
         self.update = number * run.updates
         self.loss_sum = torch.zeros((), device=run.accelerator.device)
         self.right = torch.zeros((), device=run.accelerator.device)
+        self.odd = torch.zeros((), device=run.accelerator.device)  # outputs that are not finite
         self.seen = 0
 
     def train(self) -> dict[str, float]:
         """Train, and return what the table has of it.
 
         Raises:
-            ValueError: For a loss that is not finite.
+            ValueError: For a loss or an output that is not finite.
         """
         run, accelerator = self.run, self.run.accelerator
         run.task.train()
@@ -49,12 +50,16 @@ class Epoch:
                 rate = self.seen * accelerator.num_processes / (time.perf_counter() - began)
                 bar.set_postfix(loss=f"{loss:.4f}", top1=f"{top1:.1f}%", images_s=f"{rate:.0f}")
         seen = torch.tensor(float(self.seen), device=self.loss_sum.device)
-        counts = accelerator.reduce(torch.stack([self.loss_sum, self.right, seen]))
+        counts = accelerator.reduce(torch.stack([self.loss_sum, self.right, seen, self.odd]))
         loss, top1 = (counts[:2] / counts[2]).tolist()
         if not math.isfinite(loss):
             raise ValueError(f"the loss of epoch {self.number + 1} is {loss}: lower lr, or set clip_grad")
+        if counts[3]:
+            raise ValueError(
+                f"the network's outputs in epoch {self.number + 1} are not all finite: lower lr, or set clip_grad"
+            )
         return {
-            "lr": run.optimizer.param_groups[0]["lr"],
+            "lr": max(group["lr"] for group in run.optimizer.param_groups),
             "train_loss": loss,
             "train_top1": 100 * top1,
             "images_per_s": round(counts[2].item() / (time.perf_counter() - began), 1),
@@ -73,9 +78,9 @@ class Epoch:
         if accelerator.sync_gradients:
             self.update += 1
             run.task.update_ema(step=self.update)
-            if run.scheduler is not None:
-                run.scheduler.step_update(self.update)
+            run.scheduler.step_update(self.update)
         labels = target.argmax(1) if target.ndim > 1 else target
         self.loss_sum += result["loss"].detach() * len(images)
         self.right += (result["output"].argmax(1) == labels).sum()
+        self.odd += (~torch.isfinite(result["output"])).sum()
         self.seen += len(images)

@@ -1,57 +1,128 @@
-"""The folder of a run: opened, resumed from, and written at the end of each epoch."""
+"""The folder of a run: held, opened, resumed from, and written at the end of each epoch."""
 
 import copy
 import csv
 import hashlib
+import io
+import os
 import shutil
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.models import save_for_hf
 from torch import nn
+from tqdm import tqdm
 
-from timm_mobilevit_zoo.common.files import replacing
+from timm_mobilevit_zoo.common.extras import require
+from timm_mobilevit_zoo.common.files import digests, holding, replacing, replacing_all, sweep
 
-__all__ = ["check_disk", "comparable", "open_run", "refuse_changes", "save_folder", "save_state", "write_summary"]
+__all__ = ["best_of", "check_disk", "comparable", "open_run", "refuse_changes", "restore", "write_epoch"]
 
-RUN_FILES = ("config.json", "curve.png", "last.ckpt", "model.safetensors", "summary.csv")
+WEIGHTS = ("model.safetensors", "config.json")
+TABLE = ("summary.csv", "curve.png")
+RUN_FILES = (*WEIGHTS, *TABLE, "last.ckpt")
+DIGEST = 64  # characters of a sha256
 
 
-def comparable(options: dict[str, Any], labels: list[str], images: tuple[Any, ...], processes: int) -> dict[str, Any]:
-    """Return what decides a run's result; it may move to another folder, or to another number of loaders."""
-    free = ("output", "resume", "workers", "cpu", "data")
-    pairs = ((key, tuple(value) if isinstance(value, list) else value) for key, value in options.items())
-    names = [
-        f"{path.parent.name}/{path.name} {target}"
+def best_of(history: list[dict[str, float]]) -> dict[str, float]:
+    """Return the epoch of the highest accuracy, the earliest of several."""
+    return max(history, key=lambda row: row["val_top1"])
+
+
+def comparable(options: dict[str, Any], labels: list[str], images: tuple[Any, ...], accelerator: Any) -> dict[str, Any]:
+    """Return what decides a run's result; it may move to another folder, or to another number of loaders.
+
+    Images are known by what their files hold; those that are trusted, and those of a data set that timm names, by size
+    and time of change.
+
+    Raises:
+        ValueError: For an image whose name is no text.
+    """
+    free = ("output", "resume", "workers", "cpu", "data", "trust")
+    read = not options["dataset"] and options["on_broken"] != "trust"
+    samples = [
+        (Path(path), target)
         for part in images
         for path, target in getattr(part, "samples", ())
-        if isinstance(path, Path)
+        if isinstance(path, (str, Path))
     ]
+    odd = next((path for path, _ in samples if str(path) != str(path).encode(errors="ignore").decode()), None)
+    if odd is not None:
+        raise ValueError(f"{str(odd)!r} has a name that is not UTF-8; rename it")
+    found = [""]
+    if accelerator.is_main_process:
+        found = [_digest(samples, read, [len(part) for part in images if hasattr(part, "__len__")])]
     facts = {
         "labels": labels,
-        "images": hashlib.sha256("\n".join(names).encode()).hexdigest()[:16],
-        "processes": processes,
+        "images": require("accelerate", "train").utils.broadcast_object_list(found)[0],
+        "processes": accelerator.num_processes,
     }
-    return {key: value for key, value in pairs if key not in free} | facts
+    return {key: value for key, value in options.items() if key not in free} | facts
 
 
-def open_run(out: Path, options: dict[str, Any], accelerator: Any) -> dict[str, Any] | None:
-    """Return the state to resume from, or None for a new run in a new or empty folder."""
+def _digest(samples: list[tuple[Path, int]], read: bool, counts: list[int]) -> str:
+    told = hashlib.sha256(repr(counts).encode())
+    for path, target in tqdm(samples, desc="comparing images", unit="image", disable=None, leave=False):
+        if read:
+            held = digests(path)["sha256"]
+        else:
+            stat = path.stat()
+            held = f"{stat.st_size} {stat.st_mtime_ns}"
+        told.update(f"{path.parent.name}/{path.name} {target} {held}\n".encode())
+    return told.hexdigest()[:16]
+
+
+def open_run(out: Path, options: dict[str, Any], accelerator: Any, held: ExitStack) -> dict[str, Any] | None:
+    """Hold a run's folder, and return the state to resume from, or None for a new run in a new or empty folder.
+
+    Args:
+        out: The folder.
+        options: The arguments of `train`.
+        accelerator: Accelerate's; its main process holds the folder for all.
+        held: What lets go of the folder at its end.
+
+    Raises:
+        ValueError: For a folder that another run holds, that cannot be written to, or that holds something else.
+    """
+    fault = ""
+    if accelerator.is_main_process:
+        try:
+            _take(out, options["resume"], held)
+        except (ValueError, OSError) as error:
+            fault = str(error)
+    fault = require("accelerate", "train").utils.broadcast_object_list([fault])[0]
+    if fault:
+        raise ValueError(fault)
     last = out / "last.ckpt"
-    if not (options["resume"] and last.is_file()):
-        # A run that was killed in its first epoch leaves hidden files, and in its last moments some of the run's own.
-        own = RUN_FILES if options["resume"] else ()
-        held = [path.name for path in out.iterdir()] if out.is_dir() else []
-        if out.is_file() or any(not name.startswith(".") and name not in own for name in held):
-            need = "holds no last.ckpt" if options["resume"] else "choose another, or resume the run"
-            raise ValueError(f"output={str(out)!r} exists and is not an empty folder; {need}")
-        accelerator.wait_for_everyone()
+    return _read_state(last) if options["resume"] and last.is_file() else None
+
+
+def _take(out: Path, resume: bool, held: ExitStack) -> None:
+    told = f"output={str(out)!r}"
+    if out.is_file():
+        raise ValueError(f"{told} exists and is not an empty folder; choose another")
+    try:
         out.mkdir(parents=True, exist_ok=True)
-        return None
-    state: dict[str, Any] = torch.load(last, map_location="cpu", weights_only=True)
-    return state
+        held.enter_context(holding(out))
+    except BlockingIOError as error:
+        raise ValueError(f"{told} is the folder of a run that goes on: {error.strerror}; choose another") from error
+    except OSError as error:
+        raise ValueError(f"{told} cannot be written to: {error}") from error
+    # Whatever is half-written here was left by a run that was killed: one that lives would hold the folder.
+    sweep(out, everyone=True)
+    for stale in out.glob(".export-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    holds = {path.name: path.lstat().st_size for path in out.iterdir() if not path.name.startswith(".")}
+    if resume and "last.ckpt" in holds:
+        return
+    # An empty file of a run's own is nothing that could be lost.
+    lost = [name for name, size in holds.items() if size or not (resume and name in RUN_FILES)]
+    if lost:
+        need = "holds no last.ckpt to resume from, choose another" if resume else "choose another, or resume the run"
+        raise ValueError(f"{told} exists and is not an empty folder; {need}")
 
 
 def refuse_changes(state: dict[str, Any], now: dict[str, Any]) -> None:
@@ -75,30 +146,95 @@ def check_disk(out: Path, model: nn.Module, ema: bool) -> None:
         raise ValueError(f"output={str(out)!r} has {free >> 20} MiB left on its disk; the run needs {needed >> 20} MiB")
 
 
-def save_folder(model: Any, out: Path, labels: list[str]) -> None:
+def write_epoch(out: Path, labels: list[str], state: dict[str, Any], best: Any = None) -> None:
+    """Write what a run has at the end of an epoch.
+
+    The checkpoint comes first and holds all that the other files follow from: where a run is killed between two
+    renames, `restore` writes the rest.
+
+    Args:
+        out: The run's folder.
+        labels: Names of the classes.
+        state: What the run is resumed from. Its `weights` are the sha256 of the best epoch's file and of the one before
+            it.
+        best: The network, if this epoch is the best.
+    """
+    names = TABLE if best is None else (*WEIGHTS, *TABLE)
+    with replacing_all(*(out / name for name in names)) as parts:
+        if best is not None:
+            _write_weights(best, out, labels, parts)
+            state["weights"] = [digests(parts[0])["sha256"], *state["weights"][:1]]
+        _write_table(state["history"], *parts[-2:])
+        _write_state(out / "last.ckpt", state)
+
+
+def restore(out: Path, labels: list[str], state: dict[str, Any], last: Any) -> None:
+    """Make a folder whole that a run was killed in while it wrote, and refuse one with other weights than the run's.
+
+    Args:
+        out: The run's folder.
+        labels: Names of the classes.
+        state: Its checkpoint.
+        last: The network at the end of the checkpoint's epoch.
+
+    Raises:
+        ValueError: Where the folder's weights are not those that the checkpoint speaks of.
+    """
+    history, (now, *before) = state["history"], state["weights"]
+    weights, config = (out / name for name in WEIGHTS)
+    held = digests(weights)["sha256"] if weights.is_file() else None
+    if held == now and config.is_file():
+        with replacing_all(*(out / name for name in TABLE)) as parts:
+            _write_table(history, *parts)
+    elif best_of(history) is history[-1] and held in (now, *(before or [None])):
+        state["weights"] = before
+        write_epoch(out, labels, state, last)
+    else:
+        raise ValueError(
+            f"output={str(out)!r} lacks the weights of epoch {best_of(history)['epoch']}, the best that its last.ckpt "
+            "speaks of, or has others in their place, which are not replaced; choose another folder"
+        )
+
+
+def _write_weights(model: Any, out: Path, labels: list[str], parts: list[Path]) -> None:
     """Write weights and config as timm loads them, with the names of the classes."""
-    for stale in out.glob(".export-*"):  # of a run that was killed
-        shutil.rmtree(stale, ignore_errors=True)
     weights = copy.deepcopy(model).to("cpu", memory_format=torch.contiguous_format)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as folder:
+    with tempfile.TemporaryDirectory(dir=out, prefix=f".export-{os.getpid()}-") as folder:
         save_for_hf(weights, folder, model_config={"label_names": labels}, safe_serialization=True)
-        for name in ("config.json", "model.safetensors"):
-            with replacing(out / name) as part:
-                shutil.copyfile(Path(folder) / name, part)
+        for name, part in zip(WEIGHTS, parts, strict=False):
+            shutil.copyfile(Path(folder) / name, part)
 
 
-def save_state(out: Path, state: dict[str, Any]) -> None:
-    """Write what a run is resumed from."""
-    with replacing(out / "last.ckpt") as path:
-        torch.save(state, path)
+def _write_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint as `torch.load` reads it: a zip file whose comment is the sha256 of all before it."""
+    with replacing(path) as part:
+        torch.save(state, part)
+        with part.open("r+b") as file:
+            file.seek(-2, os.SEEK_END)
+            file.write(DIGEST.to_bytes(2, "little"))  # length of the comment
+        digest = digests(part)["sha256"]
+        with part.open("ab") as file:
+            file.write(digest.encode())
 
 
-def write_summary(out: Path, history: list[dict[str, float]]) -> None:
-    """Write the table of all epochs, and the picture of it."""
-    with replacing(out / "summary.csv") as part, part.open("w", newline="") as file:
+def _read_state(path: Path) -> dict[str, Any]:
+    data = path.read_bytes()
+    if hashlib.sha256(data[:-DIGEST]).hexdigest().encode() != data[-DIGEST:]:
+        raise ValueError(f"{str(path)!r} is damaged, or no checkpoint of a run: its digest is not its own")
+    state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return state
+
+
+def _write_table(history: list[dict[str, float]], table: Path, curve: Path) -> None:
+    """Write the table of all epochs and the picture of it."""
+    with table.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(history[0]))
         writer.writeheader()
         writer.writerows(history)
+    _draw_curve(history, curve)
+
+
+def _draw_curve(history: list[dict[str, float]], curve: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.5), layout="constrained")
@@ -110,5 +246,4 @@ def write_summary(out: Path, history: list[dict[str, float]]) -> None:
         axis.set(xlabel="epoch", ylabel=unit)
         axis.grid(alpha=0.3)
         axis.legend()
-    with replacing(out / "curve.png") as part:
-        figure.savefig(part, format="png", dpi=120)
+    figure.savefig(curve, format="png", dpi=120)

@@ -1,12 +1,12 @@
 """What is trained: the student, and the task that it learns by, from labels or from a teacher too."""
 
-import inspect
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
+from timm.optim import list_optimizers
 from timm.task import (
     ClassificationTask,
     FeatureDistillationTask,
@@ -15,52 +15,70 @@ from timm.task import (
 )
 from torch import nn
 
-from timm_mobilevit_zoo.models.loading import create, load, weights_from
+from timm_mobilevit_zoo.common.images import data_config
+from timm_mobilevit_zoo.models.loading import labels_of, load, load_checkpoint, open_model
 
-__all__ = ["check_names", "create_student", "create_task", "describe", "grey"]
+__all__ = ["check_names", "create_student", "create_task", "describe", "not_finite"]
 
 
-def check_names(options: dict[str, Any], train: Callable[..., Any]) -> None:
-    """Refuse a model or a teacher that timm does not know, and what is said of a teacher where there is none.
+SCHEDULES = ("constant", "cosine", "multistep", "none", "poly", "rsqrt", "step", "tanh", "wsd")
+
+
+def check_names(options: dict[str, Any]) -> None:
+    """Refuse a model, a teacher, an optimiser or a schedule that timm does not know, and a name without weights.
 
     Args:
         options: The arguments of `train`.
-        train: The function, which has their defaults.
     """
-    name = options["model"]
-    if ":" not in name and not timm.is_model(name):
-        raise ValueError(f"model={name!r} is not registered; see timm.list_models()")
-    name = options["teacher"]
-    if not name:
-        for key in ("distill", "temperature", "alpha"):
-            if options[key] != inspect.signature(train).parameters[key].default:
-                raise ValueError(f"{key}={options[key]!r} needs a teacher")
-    elif not Path(name).is_dir() and ":" not in name:
+    for key in ("model", "teacher"):
+        name = options[key]
+        if not name or ":" in name or (key == "teacher" and Path(name).is_dir()):
+            continue
         if not timm.is_model(name):
-            raise ValueError(f"teacher={name!r} is neither a folder nor registered; see timm.list_models()")
+            neither = "is neither a folder nor registered" if key == "teacher" else "is not registered"
+            raise ValueError(f"{key}={name!r} {neither}; see timm.list_models()")
         cfg: Any = timm.get_pretrained_cfg(name)
-        if not cfg.has_weights:
+        if not cfg.has_weights and key == "teacher":
             raise ValueError(f"teacher={name!r} has no published weights; train it, and give the run's folder")
+        if not cfg.has_weights and options["pretrained"]:
+            raise ValueError(f"model={name!r} has no published weights; train it without pretrained")
+    if options["opt"].lower().removeprefix("lookahead_") not in list_optimizers():
+        raise ValueError(f"opt={options['opt']!r} is none of timm's optimisers; see timm.optim.list_optimizers()")
+    if options["sched"] not in SCHEDULES:
+        raise ValueError(f"sched={options['sched']!r} must be one of {', '.join(SCHEDULES)}")
+
+
+def not_finite(module: nn.Module) -> list[str]:
+    """Return the names of those parameters and saved buffers that hold a NaN or an infinite value."""
+    held = {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
+    if not held:
+        return []
+    flags = torch.stack([torch.isfinite(tensor).all() for tensor in held.values()]).tolist()  # one wait for the device
+    return [name for name, finite in zip(held, flags, strict=True) if not finite]
 
 
 def create_student(options: dict[str, Any], num_classes: int) -> Any:
     """Return the network that `train`'s options name, with the weights that they name."""
-    extra = {key: options[key] for key in ("drop_rate", "drop_path_rate")}
+    args = {key: options[key] for key in ("img_size", "in_chans", "drop_rate", "drop_path_rate")}
+    args["num_classes"] = num_classes
     if options["checkpoint"]:
-        extra["pretrained_cfg_overlay"] = weights_from(options["checkpoint"], options["model"])
-    return create(
-        options["model"],
-        img_size=options["img_size"],
-        pretrained=options["pretrained"] or bool(options["checkpoint"]) or ":" in options["model"],
-        num_classes=num_classes,
-        in_chans=options["in_chans"],
-        **extra,
-    )
+        student = load_checkpoint(options["checkpoint"], options["model"], **args)
+    else:
+        pretrained = options["pretrained"] or ":" in options["model"]
+        student = open_model(options["model"], pretrained=pretrained, trust=options["trust"], **args)
+    key = "checkpoint" if options["checkpoint"] else "model"
+    _need_finite(f"{key}={options[key]!r}", student)
+    if options["grad_checkpointing"]:
+        try:
+            student.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError) as error:
+            raise ValueError(f"model={options['model']!r} knows no grad_checkpointing") from error
+    return student
 
 
-def grey(config: dict[str, Any]) -> dict[str, Any]:
-    """Return one channel's mean and std, where timm would take three for as many channels."""
-    return {key: (sum(config[key]) / len(config[key]),) for key in ("mean", "std")}
+def _need_finite(told: str, network: nn.Module) -> None:
+    if odd := not_finite(network):
+        raise ValueError(f"{told} has weights that are not finite: {', '.join(odd[:3])}")
 
 
 def describe(model: Any, config: dict[str, Any], labels: list[str]) -> None:
@@ -83,12 +101,14 @@ def create_task(student: Any, criterion: nn.Module, labels: list[str], options: 
         return ClassificationTask(student, criterion=criterion, verbose=False)
     name = options["teacher"]
     # A published network is fitted to other image channels, as timm does; one that was trained on some keeps them.
-    teacher = load(name) if Path(name).is_dir() else load(name, in_chans=student.in_chans)
+    chans = {} if Path(name).is_dir() else {"in_chans": student.in_chans}
+    teacher = load(name, trust=options["trust"], **chans)
+    _need_finite(f"teacher={name!r}", teacher)
     if teacher.in_chans != student.in_chans:
         raise ValueError(f"teacher={name!r} sees {teacher.in_chans} image channels, the student {student.in_chans}")
     if teacher.num_classes != student.num_classes:
         raise ValueError(f"teacher={name!r} knows {teacher.num_classes} classes, the data has {student.num_classes}")
-    taught = list(teacher.pretrained_cfg.get("label_names") or labels)
+    taught = labels_of(teacher) or labels
     if taught != labels:
         raise ValueError(f"teacher={name!r} knows other classes, or in another order: {taught}, not {labels}")
     side, taught_side = (m.pretrained_cfg["input_size"][1:] for m in (student, teacher))
@@ -102,8 +122,8 @@ def create_task(student: Any, criterion: nn.Module, labels: list[str], options: 
             f"distill='token' needs a model with a second classifier, as deit_nano_distilled_patch4_32 and casvit_xs "
             f"have; model={options['model']!r} has none"
         )
-    if student.in_chans == 1:
-        teacher.pretrained_cfg.update(grey(teacher.pretrained_cfg))
+    config = data_config(teacher)  # a published network's speaks of three channels
+    teacher.pretrained_cfg.update({key: config[key] for key in ("mean", "std")})
     teacher.requires_grad_(False)
     tasks = {"logit": LogitDistillationTask, "token": TokenDistillationTask, "feature": FeatureDistillationTask}
     heat = {} if options["distill"] == "feature" else {"temperature": options["temperature"]}

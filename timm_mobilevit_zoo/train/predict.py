@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.data import resolve_data_config
 
-from timm_mobilevit_zoo.common.images import reader
-from timm_mobilevit_zoo.models.loading import evaluating
+from timm_mobilevit_zoo.common.images import data_config, reader
+from timm_mobilevit_zoo.models.copies import twin
+from timm_mobilevit_zoo.models.loading import labels_of
 from timm_mobilevit_zoo_cli.checks import check
 
 __all__ = ["predict"]
@@ -25,14 +25,15 @@ def predict(model: Any, images: Sequence[str], *, top: int = 5, batch_size: int 
 
     Returns:
         For each image its `image` path and `classes`, a list of `label`, `index` and `probability`, likeliest first;
-        for one that cannot be read `error` instead of `classes`.
+        for one that cannot be read, or for which the network's output is not finite, `error` instead of `classes`.
 
     Raises:
         ValueError: For `top` or `batch_size` below 1.
     """
     check("predict", dict(locals()))
-    read = reader(resolve_data_config({}, model=model))
-    labels = model.pretrained_cfg.get("label_names") or range(model.num_classes)
+    network = twin(model)
+    read = reader(data_config(model))
+    labels = labels_of(model) or range(model.num_classes)
     results: list[dict[str, Any]] = []
     for start in range(0, len(images), batch_size):
         batch = []
@@ -45,10 +46,13 @@ def predict(model: Any, images: Sequence[str], *, top: int = 5, batch_size: int 
         if not batch:
             continue
         device = next(model.parameters()).device
-        with evaluating(model):
-            logits = model(torch.stack([pixels for _, pixels in batch]).to(device)).float()
+        logits = network(torch.stack([pixels for _, pixels in batch]).to(device)).float()
         shares, indices = logits.softmax(1).topk(min(top, logits.shape[1]))
-        for (result, _), row, column in zip(batch, shares.tolist(), indices.tolist(), strict=True):
+        finite = torch.isfinite(logits).all(1).tolist()
+        for (result, _), row, column, right in zip(batch, shares.tolist(), indices.tolist(), finite, strict=True):
+            if not right:
+                result["error"] = f"{result['image']}: the network's output is not finite, so it tells no class"
+                continue
             result["classes"] = [
                 {"label": str(labels[i]), "index": i, "probability": p} for p, i in zip(row, column, strict=True)
             ]

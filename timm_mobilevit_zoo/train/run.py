@@ -5,13 +5,15 @@ was killed and resumed ends with the same weights as one that was not.
 """
 
 import math
+import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
 import timm
 import torch
-from timm.data import Mixup, resolve_data_config
+from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
@@ -21,12 +23,13 @@ from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
 from timm_mobilevit_zoo.common.extras import require
-from timm_mobilevit_zoo_cli.checks import check
+from timm_mobilevit_zoo.common.images import data_config
+from timm_mobilevit_zoo_cli.checks import check, plain
 
 from .data import folder_data, make_loader, named_data
 from .epoch import Epoch
-from .folder import check_disk, comparable, open_run, refuse_changes, save_folder, save_state, write_summary
-from .network import check_names, create_student, create_task, describe, grey
+from .folder import best_of, check_disk, comparable, open_run, refuse_changes, restore, write_epoch
+from .network import check_names, create_student, create_task, describe, not_finite
 
 __all__ = ["Run", "train"]
 
@@ -49,6 +52,7 @@ def train(
     crop_pct: float | None = None,
     pretrained: bool = False,
     checkpoint: str = "",
+    trust: bool = False,
     drop_rate: float | None = None,
     drop_path_rate: float | None = None,
     grad_checkpointing: bool = False,
@@ -106,6 +110,7 @@ def train(
         crop_pct: Share of a validation image's side that is kept; the model's own where not given.
         pretrained: Start from the weights that the name stands for; they may be downloaded.
         checkpoint: Start from this weights file, the authors' or ours; a head of as many classes is kept.
+        trust: Load a folder, the model's or the teacher's, as it stands, without the check of what it holds.
         drop_rate: Dropout before the classifier; the model's own where not given.
         drop_path_rate: Stochastic depth; the model's own where not given.
         grad_checkpointing: Recompute activations in the backward pass, to save memory.
@@ -118,7 +123,7 @@ def train(
         weight_decay: Weight decay, on weights but not on biases and norms.
         layer_decay: Factor of the learning rate from one layer group to the one before; none where not given.
         clip_grad: Largest norm of the gradient; no limit where not given.
-        sched: timm's name of the schedule, stepped at every update.
+        sched: timm's name of the schedule, stepped at every update; none keeps the rate after the warm-up.
         warmup_epochs: Epochs of linear warm-up.
         warmup_lr: Learning rate that warm-up begins with.
         min_lr: Learning rate that the schedule ends with.
@@ -145,18 +150,26 @@ def train(
         resume: Continue the run in the output folder, with the same arguments; one without a whole epoch starts anew.
 
     Returns:
-        The run's folder (`output`) and its best epoch's `epoch`, `val_loss`, `val_top1` and `val_top5` (percent).
+        The run's folder (`output`) and its best epoch's `epoch`, `val_loss`, `val_top1` and `val_top5` (percent): the
+        epoch of the highest `val_top1`, the earliest of several.
 
     Raises:
-        ValueError: For arguments or data that cannot work, before training; or a loss that is not finite.
+        ValueError: For arguments or data that cannot work, and for a folder that another run holds, before training; or
+            for a loss, an output or a weight that is not finite, which leaves the folder as the epoch before left it.
         FileNotFoundError: For a path that is not there.
         ModuleNotFoundError: Without the extra `train`.
     """
-    return Run(dict(locals())).train()
+    options = plain(dict(locals()))
+    with ExitStack() as held:
+        return Run(options, held).train()
 
 
 class Run:
     """One run, as the arguments of `train` say: its data, its network and task, its optimiser, its epochs.
+
+    Args:
+        options: The arguments, as `plain` makes them.
+        held: What lets go of the run's folder.
 
     Attributes:
         options: The arguments.
@@ -164,16 +177,17 @@ class Run:
         history: For each whole epoch what the table has of it.
     """
 
-    def __init__(self, options: dict[str, Any]) -> None:
+    def __init__(self, options: dict[str, Any], held: ExitStack) -> None:
         self.options = options
         self.accelerate = require("accelerate", "train")
         require("matplotlib", "train")
         check("train", options)
-        check_names(options, train)
+        check_names(options)
         self.accelerator = self._start()
         self.out = Path(options["output"] or f"runs/{timm.models.safe_model_name(options['model'])}")
         self.history: list[dict[str, float]] = []
-        self.state = open_run(self.out, options, self.accelerator)
+        self.weights: list[str] = []  # sha256 of the best epoch's file and of the one before
+        self.state = open_run(self.out, options, self.accelerator, held)
         self._read_data()
         self.accelerate.utils.set_seed(options["seed"])
         self._create_network()
@@ -200,7 +214,7 @@ class Run:
         named = options["dataset"]
         self.train_set, self.val_set, self.labels = named_data(options) if named else folder_data(options, accelerator)
         sets = self.train_set, self.val_set
-        self.decisive = comparable(options, self.labels, sets, accelerator.num_processes)
+        self.decisive = comparable(options, self.labels, sets, accelerator)
         if self.state:
             refuse_changes(self.state, self.decisive)
         total = len(self.train_set) if hasattr(self.train_set, "__len__") else None
@@ -215,13 +229,9 @@ class Run:
         options, labels = self.options, self.labels
         student = create_student(options, len(labels))
         wanted = {key: options[key] for key in ("img_size", "in_chans", "crop_pct")}
-        self.config = resolve_data_config(wanted, model=student)
-        if options["in_chans"] == 1:
-            self.config |= grey(self.config)
+        self.config = data_config(student, **wanted)
         describe(student, self.config, labels)
         check_disk(self.out, student, options["ema"])
-        if options["grad_checkpointing"]:
-            student.set_grad_checkpointing(True)
         if options["channels_last"]:
             student.to(memory_format=torch.channels_last)
         smoothing, self.mix = options["smoothing"], None
@@ -239,30 +249,43 @@ class Run:
         optimizer = create_optimizer_v2(task.trainable_module, **{key: options[key] for key in kept})
         self.train_loader = make_loader(self.train_set, self.config, options, is_training=True)
         self.val_loader = make_loader(self.val_set, self.config, options, is_training=False)
-        if not isinstance(self.train_set, IterableDataset):  # timm's streaming readers share the work out themselves
+        if isinstance(self.train_set, IterableDataset):  # timm's streaming readers share the work out themselves
+            # Not to share out, only to know which batch is the last: gradients are summed within an epoch.
+            prepare = self.accelerate.data_loader.prepare_data_loader
+            self.train_loader = prepare(self.train_loader, num_processes=1, process_index=0)
+        else:
             self.train_loader, self.val_loader = accelerator.prepare(self.train_loader, self.val_loader)
         task.to(accelerator.device)
         task.trainable_module, self.optimizer = accelerator.prepare(task.trainable_module, optimizer)
         self.updates = math.ceil(len(self.train_loader) / options["grad_accum_steps"])
         kept = ("sched", "warmup_epochs", "warmup_lr", "min_lr")
+        # Without a schedule timm would neither warm up nor have layers learn at rates of their own.
+        none = {"sched": "step", "decay_rate": 1.0} if options["sched"] == "none" else {}
         self.scheduler, _ = create_scheduler_v2(
             self.optimizer,
             num_epochs=options["epochs"],
             step_on_epochs=False,
             updates_per_epoch=self.updates,
-            **{key: options[key] for key in kept},
+            **{key: options[key] for key in kept} | none,
         )
 
     def _resume(self, state: dict[str, Any]) -> None:
         self.history = state["history"]
         unwrap_model(self.task.trainable_module).load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.scheduler is not None:
-            self.scheduler.step_update(len(self.history) * self.updates)
+        self.scheduler.step_update(len(self.history) * self.updates)
         if self.options["ema"]:
             self.task.trainable_module_ema.load_state_dict(state["ema"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.accelerator.is_main_process:
+            restore(self.out, self.labels, state, unwrap_model(self.task.get_eval_model(ema=self.options["ema"])))
+            if state["workers"] != self.options["workers"]:
+                sys.stderr.write(
+                    f"resumed with workers={self.options['workers']} (was {state['workers']}): the images are "
+                    "augmented in another way than those of a run that was never stopped\n"
+                )
+        self.weights, self.state = state["weights"], None
 
     def train(self) -> dict[str, Any]:
         """Train the epochs that are left, and return what `train` does."""
@@ -272,7 +295,9 @@ class Run:
                 if hasattr(loader, "set_epoch"):
                     loader.set_epoch(epoch)
             began = time.perf_counter()
-            row = {"epoch": epoch + 1, **Epoch(self, epoch).train(), **self._evaluate()}
+            row = {"epoch": epoch + 1, **Epoch(self, epoch).train()}
+            self._check_weights(epoch)
+            row |= self._evaluate(epoch)
             row["seconds"] = round(time.perf_counter() - began, 2)
             self.history.append(row)
             self.accelerator.wait_for_everyone()
@@ -280,15 +305,30 @@ class Run:
                 self._write(row)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
-        best = self._best()
+        best = best_of(self.history)
         return {"output": str(self.out), **{key: best[key] for key in ("epoch", "val_loss", "val_top1", "val_top5")}}
 
-    def _best(self) -> dict[str, float]:
-        return max(self.history, key=lambda row: row["val_top1"])
+    def _check_weights(self, epoch: int) -> None:
+        """Refuse weights, of the network or of the average, that an epoch's last update left other than finite."""
+        task = self.task
+        found = not_finite(unwrap_model(task.trainable_module))
+        if self.options["ema"]:
+            found += not_finite(task.trainable_module_ema)
+        count = self.accelerator.reduce(torch.tensor(float(len(found)), device=self.accelerator.device))
+        if count:
+            names = ", ".join(found[:3])
+            raise ValueError(
+                f"after epoch {epoch + 1} weights are not finite ({names or 'in another process'}): lower lr, or set "
+                "clip_grad"
+            )
 
     @torch.no_grad()  # not inference_mode: older process groups write into what they gather
-    def _evaluate(self) -> dict[str, float]:
-        """Return loss and accuracy on the validation images, of the average where there is one."""
+    def _evaluate(self, epoch: int) -> dict[str, float]:
+        """Return loss and accuracy on the validation images, of the average where there is one.
+
+        Raises:
+            ValueError: For an output or a loss that is not finite.
+        """
         accelerator, task, ema = self.accelerator, self.task, self.options["ema"]
         if ema and accelerator.num_processes > 1:  # each process has averaged its own BatchNorm statistics
             for buffer in task.trainable_module_ema.buffers():
@@ -302,8 +342,16 @@ class Run:
                 logits = model(images).float()
             top5 = logits.topk(min(5, logits.shape[1])).indices == target[:, None]
             loss = nn.functional.cross_entropy(logits, target, reduction="none")
-            rows.append(accelerator.gather_for_metrics(torch.stack([loss, top5[:, 0], top5.any(1)], dim=1)))
-        loss, top1, top5_share = torch.cat(rows).cpu().double().mean(0).tolist()
+            finite = torch.isfinite(logits).all(1) & torch.isfinite(loss)
+            rows.append(accelerator.gather_for_metrics(torch.stack([loss, top5[:, 0], top5.any(1), finite], dim=1)))
+        table = torch.cat(rows).cpu().double()
+        odd = len(table) - int(table[:, 3].sum())
+        if odd:
+            raise ValueError(
+                f"after epoch {epoch + 1} the network's outputs for {odd} of {len(table)} validation images are not "
+                "finite: lower lr, or set clip_grad"
+            )
+        loss, top1, top5_share = table[:, :3].mean(0).tolist()
         return {"val_loss": loss, "val_top1": 100 * top1, "val_top5": 100 * top5_share}
 
     def moved(self, batch: Any, mix: Mixup | None = None) -> tuple[Tensor, Tensor]:
@@ -317,21 +365,22 @@ class Run:
 
     def _write(self, row: dict[str, float]) -> None:
         """Tell of the epoch that has ended, and write what the folder has of it."""
-        task, accelerator, best, ema = self.task, self.accelerator, self._best(), self.options["ema"]
+        task, accelerator, best, ema = self.task, self.accelerator, best_of(self.history), self.options["ema"]
         tqdm.write(
             f"epoch {row['epoch']}/{self.options['epochs']}  loss {row['train_loss']:.4f}  "
             f"val loss {row['val_loss']:.4f}  val top-1 {row['val_top1']:.2f}%  best {best['val_top1']:.2f}%  "
             f"{row['images_per_s']:.0f} images/s  {row['seconds']:.1f} s"
         )
-        if best is row:
-            save_folder(unwrap_model(task.get_eval_model(ema=ema)), self.out, self.labels)
-        write_summary(self.out, self.history)
         snapshot = {
             "options": self.decisive,
+            "workers": self.options["workers"],
             "history": self.history,
+            "weights": self.weights,
             "model": unwrap_model(task.trainable_module).state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": task.trainable_module_ema.state_dict() if ema else None,
             "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
         }
-        save_state(self.out, snapshot)
+        network = unwrap_model(task.get_eval_model(ema=ema)) if best is row else None
+        write_epoch(self.out, self.labels, snapshot, network)
+        self.weights = snapshot["weights"]

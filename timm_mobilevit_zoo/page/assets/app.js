@@ -105,8 +105,11 @@ function foremost(maps, values) {
 function pixelsOf(source, width, height) {
   const fit = Math.min(1, Math.sqrt(CANVAS / (width * height)));
   const canvas = document.createElement("canvas");
-  Object.assign(canvas, { width: Math.floor(width * fit), height: Math.floor(height * fit) });
+  const sides = [width, height].map((side) => Math.max(1, Math.floor(side * fit)));
+  Object.assign(canvas, { width: sides[0], height: sides[1] });
   const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.fillStyle = "white"; // behind what is transparent, as Python's read_image has it
+  context.fillRect(0, 0, canvas.width, canvas.height);
   context.drawImage(source, 0, 0, canvas.width, canvas.height);
   return { canvas, pixels: context.getImageData(0, 0, canvas.width, canvas.height) };
 }
