@@ -13,14 +13,14 @@ from timm_mobilevit_zoo.common.files import digests, replacing
 from timm_mobilevit_zoo.models.checkpoints import read_told
 from timm_mobilevit_zoo.models.pins import HUB_CONFIGS, package_configs
 from timm_mobilevit_zoo.models.places import Place, places
-from timm_mobilevit_zoo.models.pretrained import read_by
+from timm_mobilevit_zoo.models.pretrained import opened_by
 
 from .download import fetch_weights
 
 __all__ = ["pin", "read", "weights"]
 
 
-@read_by
+@opened_by
 def read(place: Place, **options: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors of a place's file, as they are named there, and what it tells of its config.
 

@@ -1,6 +1,6 @@
 """`pretrained=True`: weights from the place that a tag declares, compared with what pins them, in every network alike.
 
-How a hub or a host is spoken to, the package `hub` knows; it says so by `fetched_by` and `read_by`.
+How a hub or a host is spoken to, the package `hub` knows; it says so by `fetched_by` and `opened_by`.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from .names import own_name
 from .pins import WEIGHTS, pins
 from .places import Place, declaration, declared, no_weights, place_of
 
-__all__ = ["build_pinned", "fetched_by", "read_by"]
+__all__ = ["build_pinned", "fetched_by", "opened_by"]
 
 FetchT = TypeVar("FetchT", bound=Callable[..., Path])
 ReadT = TypeVar("ReadT", bound=Callable[..., tuple[dict[str, Any], dict[str, Any]]])
@@ -32,7 +32,7 @@ def fetched_by(fetch: FetchT) -> FetchT:
     return fetch
 
 
-def read_by(read: ReadT) -> ReadT:
+def opened_by(read: ReadT) -> ReadT:
     """Decorate what reads a place: `read(place, cache_dir=...)`, its tensors, and what it tells of their config."""
     _readers[:] = [read]
     return read
@@ -102,6 +102,8 @@ def _of_right_width(filter_fn: Callable[..., Any], place: Place) -> Callable[...
         if head is None or len(head) != cfg["num_classes"]:
             has = "no classifier" if head is None else f"{len(head)} classes"
             raise ValueError(f"{place} has {has}, and {place.variant} {cfg['num_classes']} classes")
+        if (named := cfg.get("label_names")) and len(named) != cfg["num_classes"]:
+            raise ValueError(f"{place}: class_to_idx names {len(named)} classes, and it has {cfg['num_classes']}")
         return found
 
     return checked
