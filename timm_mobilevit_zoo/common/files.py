@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -176,7 +177,7 @@ def _lock(descriptor: int) -> None:
         BlockingIOError: Where another holds it.
     """
     try:
-        if os.name == "nt":
+        if sys.platform == "win32":
             import msvcrt
 
             os.lseek(descriptor, 1 << 20, os.SEEK_SET)  # nobody reads a byte that is locked: not one of the words
