@@ -9,6 +9,7 @@ import re
 import shutil
 import socket
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -195,7 +196,7 @@ def _lock(descriptor: int) -> None:
         BlockingIOError: Where another holds it.
     """
     try:
-        if os.name == "nt":
+        if sys.platform == "win32":
             import msvcrt
 
             os.lseek(descriptor, 1 << 20, os.SEEK_SET)  # nobody reads a byte that is locked: not one of the words
