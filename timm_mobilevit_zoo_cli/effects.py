@@ -75,7 +75,7 @@ def check_choices(command: str, options: Options) -> None:
             if isinstance(value, (str, bytes)) or not isinstance(value, Collection):
                 raise ValueError(f"{argument.name}={value!r} must be a list")
             kind, values = kind.__args__[0], value
-        choices = kind.__args__ if getattr(kind, "__origin__", None) is Literal else None
+        choices: Any = kind.__args__ if getattr(kind, "__origin__", None) is Literal else None
         for one in values if choices else ():
             if one not in choices:
                 raise ValueError(f"{argument.name}={one!r} must be one of {', '.join(choices)}")

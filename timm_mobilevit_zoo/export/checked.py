@@ -96,6 +96,7 @@ def _prepared(network: nn.Module, task: Task) -> tuple[Any, dict[str, Any], Tens
         # Buffers may have infinities, as masks of attention do.
         if not (tensor.isfinite() if name in parameters else ~tensor.isnan()).all():
             raise ValueError(f"{named} has weights that are not finite, in {name}")
+    own.pretrained_cfg = plain(cfg)
     config = resolve_data_config({"input_size": (own.in_chans, *task.size)} if task.size else {}, model=own)
     channels, height, width = config["input_size"]
     generator = torch.Generator().manual_seed(0)
@@ -117,10 +118,11 @@ def _prepared(network: nn.Module, task: Task) -> tuple[Any, dict[str, Any], Tens
 
 def _labels(network: Any, count: int) -> list[str] | None:
     """Return the names of classes that a network's config has, where there are as many as it computes."""
-    names = plain(network.pretrained_cfg.get("label_names"))
+    names = network.pretrained_cfg.get("label_names")
     if isinstance(names, Mapping):
         names = [names.get(i, names.get(str(i), str(i))) for i in range(count)]
-    return [str(name) for name in names] if names and len(names) == count else None
+    is_whole = names and len(names) == count == network.num_classes  # a head that was put in has another number
+    return [str(name) for name in names] if is_whole else None
 
 
 def _checks(

@@ -84,7 +84,7 @@ def deviation_of(logits: Tensor) -> float:
         raise ValueError("the network's own logits are not finite")
     if logits.numel() == 1:
         return float(logits.abs()) or 1.0
-    if not (deviation := float(logits.std())):
+    if not (deviation := float(logits.double().std())):
         raise ValueError(f"the network's own logits are constant: all of them are {float(logits.flatten()[0]):g}")
     return deviation
 
