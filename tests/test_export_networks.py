@@ -179,7 +179,7 @@ def tied_to_one(network):
 
 def overflowing():
     network = changed("head.weight", 1e38)
-    network.fc_norm.weight.data.fill_(1e38)
+    network.blocks[-1].mlp.fc2.bias.data.fill_(1e38)
     return network
 
 

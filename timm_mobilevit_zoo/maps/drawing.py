@@ -28,8 +28,9 @@ __all__ = ["KINDS", "attention_maps", "draw", "draw_file", "panels_of", "rollout
 def attention_maps(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """Return what every softmax attention of a network attends to, and CloFormer's gates, in order of execution.
 
-    The model runs once, in eval mode, without gradients and without fused kernels, which never show their maps;
-    afterwards each module's mode, switch and hooks are as they were. All maps stay in memory, on the model's device.
+    The model's layers run once, in eval mode, without gradients and without fused kernels, which never show their maps.
+    They do so in a copy that shares the weights: each module's mode, switch and hooks stay as they are, and other threads
+    may use the model meanwhile. All maps stay in memory, on the model's device.
 
     Args:
         model: A network of ours, or of timm's where it lets attention pass through a child `attn_drop`: ViT, DeiT,
