@@ -15,7 +15,17 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["appearing", "digests", "holding", "open_regular", "replacing", "replacing_all", "sweep"]
+__all__ = [
+    "appearing",
+    "beside",
+    "claiming",
+    "digests",
+    "holding",
+    "open_regular",
+    "replacing",
+    "replacing_all",
+    "sweep",
+]
 
 _PART = re.compile(r"\..+\.(?P<pid>\d+)-\d+@(?P<host>.*)\.part", re.DOTALL)
 _COUNT = itertools.count()
@@ -94,6 +104,15 @@ def appearing(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def beside(target: Path) -> Iterator[Path]:
+    """Give an empty folder on the target's disk for work on it, which is gone afterwards."""
+    sweep(target.parent)
+    with _part_of(target) as part:
+        part.mkdir()
+        yield part
+
+
+@contextmanager
 def _part_of(target: Path) -> Iterator[Path]:
     """Give a path beside the target that names this process; whatever is there at the end is removed."""
     part = target.with_name(f".{target.name}.{os.getpid()}-{next(_COUNT)}@{socket.gethostname()}.part")
@@ -156,7 +175,33 @@ def holding(folder: Path) -> Iterator[None]:
         BlockingIOError: Where another holds it; says who.
         OSError: Where the folder cannot be written to.
     """
-    path = folder / ".lock"
+    with _locked(folder / ".lock", folder):
+        yield
+
+
+@contextmanager
+def claiming(target: Path, argument: str) -> Iterator[None]:
+    """Hold a path that is to be written, as `holding` does a folder: two that write it would mix.
+
+    Args:
+        target: A file, or a folder that is to appear.
+        argument: What messages call it.
+
+    Raises:
+        ValueError: Where another writes it; says who.
+    """
+    try:
+        with ExitStack() as held:
+            held.enter_context(_locked(target.with_name(f".{target.name}.lock"), target))
+            claimed = held.pop_all()
+    except BlockingIOError as error:
+        raise ValueError(f"{argument}={str(target)!r} is being written: {error.strerror}; choose another") from None
+    with claimed:
+        yield
+
+
+@contextmanager
+def _locked(path: Path, what: Path) -> Iterator[None]:
     lock = None
     while lock is None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -169,7 +214,7 @@ def holding(folder: Path) -> Iterator[None]:
             pass
         except BlockingIOError:
             told = os.read(descriptor, 300).decode(errors="replace") or "another process"
-            raise BlockingIOError(errno.EWOULDBLOCK, f"{told} holds it", str(folder)) from None
+            raise BlockingIOError(errno.EWOULDBLOCK, f"{told} holds it", str(what)) from None
         finally:
             if lock is None:
                 os.close(descriptor)
