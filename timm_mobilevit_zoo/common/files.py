@@ -92,11 +92,12 @@ def _same(part: Path, target: Path) -> bool:
 
 @contextmanager
 def appearing(target: Path) -> Iterator[Path]:
-    """Give a folder to fill, which becomes the target only if all goes well."""
+    """Give a folder to fill, which becomes the target only if all goes well; what is put beside it is removed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     sweep(target.parent)
-    with _part_of(target) as part:
-        part.mkdir()
+    with _part_of(target) as scratch:
+        part = scratch / "folder"
+        part.mkdir(parents=True)
         yield part
         if target.exists():
             target.rmdir()
