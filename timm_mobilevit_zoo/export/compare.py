@@ -1,5 +1,6 @@
 """Whether a file computes what eager mode does: on random images, on those of a folder, and in 8 bits on both."""
 
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,16 +38,15 @@ def resized(images: Sequence[Tensor], x: Tensor, dynamic: Sequence[str]) -> Iter
 
 def real_images(images: Sequence[Path], config: dict[str, Any]) -> Iterator[Tensor]:
     """Yield images from their files, as the model's data config asks."""
-    read = reader(config)
-    for path in images:
-        yield read(path)[None]
+    if images:  # a network may have as many channels as no image has, and be compared on noise alone
+        yield from (x[None] for x in map(reader(config), images))
 
 
 def classes_of(images: Sequence[Path], labels: Sequence[str]) -> Tensor | None:
     """Return the class of each image, if all lie in folders that have the names of labels."""
     index = {str(label): i for i, label in enumerate(labels)}
-    known = all(path.parent.name in index for path in images)
-    return torch.tensor([index[path.parent.name] for path in images]) if known else None
+    names = [unicodedata.normalize("NFC", path.parent.name) for path in images]  # as training takes them for labels
+    return torch.tensor([index[name] for name in names]) if all(name in index for name in names) else None
 
 
 @torch.inference_mode()
