@@ -29,8 +29,8 @@ def attention_maps(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """Return what every softmax attention of a network attends to, and CloFormer's gates, in order of execution.
 
     The model's layers run once, in eval mode, without gradients and without fused kernels, which never show their maps.
-    They do so in a copy that shares the weights: each module's mode, switch and hooks stay as they are, and other threads
-    may use the model meanwhile. All maps stay in memory, on the model's device.
+    They do so in a copy that shares the weights: each module's mode, switch and hooks stay as they are, and other
+    threads may use the model meanwhile. All maps stay in memory, on the model's device.
 
     Args:
         model: A network of ours, or of timm's where it lets attention pass through a child `attn_drop`: ViT, DeiT,
