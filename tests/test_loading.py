@@ -1,4 +1,4 @@
-"""What is loaded is what was looked at: folders, one's own and strangers', and files of weights as trainers leave them."""
+"""What is loaded is what was looked at: folders, whoever wrote them, and files of weights as trainers leave them."""
 
 import argparse
 import json
