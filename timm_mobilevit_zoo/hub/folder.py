@@ -152,8 +152,9 @@ def export(model: nn.Module, folder: str | Path, *, card: Mapping[str, Any], lab
 
 def _plain_copy(model: nn.Module) -> Any:
     """Return a copy on the CPU, in evaluation mode, whose weights are plain tensors."""
+    module: Any
     try:
-        network = copy.deepcopy(model).eval()
+        network: Any = copy.deepcopy(model).eval()
     except RuntimeError as error:  # of torch's older weight_norm and its kind, whose weights are no parameters
         raise ValueError(f"model={type(model).__name__} cannot be copied: {str(error)[:200]}") from None
     network.to("cpu", memory_format=torch.contiguous_format)
