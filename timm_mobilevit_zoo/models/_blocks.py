@@ -33,15 +33,23 @@ class DepthwiseConv2d(nn.Conv2d):
         kernel_size: Side of the weights, odd, in map cells; below 5 this is torch's layer and nothing else.
         stride: In map cells.
         dilation: In map cells.
+        bias: Whether it has one.
         device: Where to create the parameters.
         dtype: Type of the parameters.
     """
 
     def __init__(
-        self, dim: int, kernel_size: int, stride: int = 1, dilation: int = 1, device: Any = None, dtype: Any = None
+        self,
+        dim: int,
+        kernel_size: int,
+        stride: int = 1,
+        dilation: int = 1,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
     ) -> None:
         pad = dilation * (kernel_size // 2)
-        super().__init__(dim, dim, kernel_size, stride, pad, dilation, groups=dim, device=device, dtype=dtype)
+        super().__init__(dim, dim, kernel_size, stride, pad, dilation, dim, bias, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         # torch's types allow more dimensions and padding by a name, TorchScript wants to know.
