@@ -155,8 +155,9 @@ def write_blots(folder, count):
         blots.resize((96, 80), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
 
 
-def recorded_image(size):
-    return torch.tensor(np.random.RandomState(0).standard_normal((2, 3, size, size)), dtype=torch.float32)
+def recorded_image(height, width=None):
+    shape = (2, 3, height, width or height)
+    return torch.tensor(np.random.RandomState(0).standard_normal(shape), dtype=torch.float32)
 
 
 def author_weights(path):

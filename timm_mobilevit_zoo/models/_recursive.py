@@ -114,14 +114,23 @@ def depthwise_norm(
 class LinearAttention(nn.Module):
     """Attention without softmax, and a convolution of its values. `(B, C, H, W) -> (B, C, H, W)`.
 
-    Weights are products of `elu + 1` of queries and keys, divided by their sum over the keys; values are the map.
+    Weights are products of `elu + 1` of queries and keys, divided by their sum over the keys; values are the map. Keys
+    meet values first, N C d products, or else queries first, N N (C + d), which are fewer on a map of few cells.
     """
 
     def __init__(
-        self, dim: int, num_heads: int, qk_dim: int, groups: int, bias: bool, dilation: int = 1, **dd: Any
+        self,
+        dim: int,
+        num_heads: int,
+        qk_dim: int,
+        groups: int,
+        queries_first: bool,
+        dilation: int = 1,
+        bias: bool = False,
+        **dd: Any,
     ) -> None:
         super().__init__()
-        self.num_heads, self.qk_dim, self.dilation = num_heads, qk_dim, dilation
+        self.num_heads, self.qk_dim, self.queries_first, self.dilation = num_heads, qk_dim, queries_first, dilation
         self.qk = conv_norm(dim, 2 * qk_dim, groups=groups, bias=bias, **dd)
         self.pos = depthwise_norm(dim, 3, bias=bias, **dd)
 
@@ -132,9 +141,13 @@ class LinearAttention(nn.Module):
         q, k = (F.elu(self.qk(x)) + 1).chunk(2, dim=1)
         q, k = q.reshape(B, h, self.qk_dim // h, N), k.reshape(B, h, self.qk_dim // h, N)
         v = x.reshape(B, h, C // h, N)
-        scale = N**-0.5  # of both, so that sums over many cells stay within half precision
-        context = (v * scale) @ (k * scale).transpose(2, 3)  # (B, h, C / h, d)
-        y = context @ q / (k.mean(3, keepdim=True).transpose(2, 3) @ q + 1e-6)  # (B, h, C / h, N)
+        scale = N**-0.5  # of both factors, so that sums over many cells stay within half precision
+        if self.queries_first:
+            attn = k.transpose(2, 3) @ q  # (B, h, N, N), keys in rows
+            y = (v * scale) @ (attn / (attn.mean(2, keepdim=True) + 1e-6) * scale)  # (B, h, C / h, N)
+        else:
+            context = (v * scale) @ (k * scale).transpose(2, 3)  # (B, h, C / h, d)
+            y = context @ q / (k.mean(3, keepdim=True).transpose(2, 3) @ q + 1e-6)  # (B, h, C / h, N)
         return _together(y.reshape(B, C, H, W) + self.pos(x), self.dilation, whole)
 
 
@@ -149,6 +162,7 @@ class RecAttention(nn.Module):
         kernel_size: Side of the depthwise convolutions before and after, odd, in map cells.
         dilation: How many times closer the map's cells lie than where the weights come from.
         bias: Whether convolutions have biases, though norms follow.
+        queries_first: Whether queries meet keys before values do: cheaper on maps of few cells.
         device: Where to create the parameters.
         dtype: Type of the parameters.
 
@@ -163,6 +177,7 @@ class RecAttention(nn.Module):
         kernel_size: int = 5,
         dilation: int = 1,
         bias: bool = False,
+        queries_first: bool = False,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -176,7 +191,7 @@ class RecAttention(nn.Module):
             raise ValueError(f"kernel_size={kernel_size} must be odd")
         self.dilation = dilation
         self.down = depthwise_norm(dim, kernel_size, 2, bias, **dd)
-        self.attn = LinearAttention(dim, num_heads, dim, 2, bias, **dd)
+        self.attn = LinearAttention(dim, num_heads, dim, 2, queries_first, bias=bias, **dd)
         self.conv = depthwise_norm(dim, kernel_size, bias=bias, **dd)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ Code: https://github.com/suous/RecNeXt, commit a0277f4 (Apache-2.0). T, S and B 
 
 Changes from the authors' code:
     * the stem is cut after its first convolution, whose map is a level at stride 2;
-    * linear attention has one order of its products, linear in the cells; theirs depends on the stage;
+    * in T, S and B queries meet keys before values in the last stage alone, not in the second and third too;
     * training returns the mean of the two classifiers, as evaluation does, unless `set_distilled_training` asks for
       both;
     * `output_stride`, which they do not have, mixes the map that the network would have had and its shifts apart.
@@ -103,7 +103,8 @@ class RecNeXt(StagedModel):
                 if num_heads is None:
                     mixer, norm = RecConv(dim, 4 - level, dilation=dilation), nn.BatchNorm2d(dim)
                 else:
-                    mixer, norm = RecAttention(dim, num_heads[level], dilation=dilation), nn.Identity()
+                    mixer = RecAttention(dim, num_heads[level], dilation=dilation, queries_first=level == 3)
+                    norm = nn.Identity()
                 blocks.append(Block(mixer, norm, mlp(dim, mlp_ratio), drop_path_rate))
             stages.append(Stage(downsample, blocks))
             before = dim
@@ -177,7 +178,7 @@ class PartialRecNeXt(StagedModel):
             for drop in drops:
                 mixer: nn.Module = RecAttention(part, 1, dilation=dilation, bias=True)
                 if level == 3:
-                    mixer = LinearAttention(part, 1, part // 2, 1, True, dilation)
+                    mixer = LinearAttention(part, 1, part // 2, 1, True, dilation, True)
                 blocks.append(PartialBlock(RepConv(dim, dilation), mixer, part, mlp(dim, ratio, True), drop))
             stages.append(Stage(downsample, blocks))
             before = dim
