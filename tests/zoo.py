@@ -125,6 +125,12 @@ def classifiers(model):
     return heads if isinstance(heads, tuple) else (heads,)
 
 
+def logits_of_each(model, pooled):
+    """What each classifier of one of our own class makes of pooled features, behind its norm where it has one."""
+    norms = (model.head_norm, model.head_dist_norm)
+    return [head(norm(pooled)) for head, norm in zip(classifiers(model), norms, strict=False)]
+
+
 def classifier_names(model):
     names = model.pretrained_cfg["classifier"]
     return (names,) if isinstance(names, str) else tuple(names)
