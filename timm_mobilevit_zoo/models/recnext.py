@@ -102,10 +102,9 @@ class RecNeXt(StagedModel):
                 downsample = Downsample(conv, mlp(dim, mlp_ratio))
             blocks = []
             for _ in range(depths[level]):
-                mixer: nn.Module
-                if num_heads is None:
-                    mixer, norm = RecConv(dim, 4 - level, dilation=dilation), nn.BatchNorm2d(dim)
-                else:
+                mixer: nn.Module = RecConv(dim, 4 - level, dilation=dilation)
+                norm: nn.Module = nn.BatchNorm2d(dim)
+                if num_heads is not None:
                     mixer = RecAttention(dim, num_heads[level], dilation=dilation, queries_first=level == 3)
                     norm = nn.Identity()
                 blocks.append(Block(mixer, norm, mlp(dim, mlp_ratio), drop_path_rate))
@@ -215,7 +214,7 @@ def _one_classifier(model: Any) -> None:
             bias += (head.bias + head.weight @ (norm.bias - norm.running_mean * scale)) / 2
         model.head.weight.copy_(weight)
         model.head.bias.copy_(bias)
-    model.head_dist, model.head_norm, model.head_dist_norm = None, nn.Identity(), nn.Identity()
+    model.head_dist, model.head_norm, model.head_dist_norm = None, nn.Identity().eval(), nn.Identity().eval()
 
 
 # Weights: the authors' names on the left.
@@ -286,7 +285,8 @@ _cfg = partial(
 default_cfgs = pinned_default_cfgs(
     {name: _cfg(hf_hub_id=f"suous/{name}", pool_size=(4, 4) if name[8] in "tsb" else (7, 7)) for name in published_top1}
 )
-_create, _create_partial = (partial(build_staged, cls, checkpoint_filter_fn) for cls in (RecNeXt, PartialRecNeXt))
+_create = partial(build_staged, RecNeXt, checkpoint_filter_fn)
+_create_partial = partial(build_staged, PartialRecNeXt, checkpoint_filter_fn)
 _SIZES: tuple[dict[str, Any], ...] = (
     dict(embed_dims=(40, 80, 160, 320), depths=(2, 2, 9, 1)),
     dict(embed_dims=(48, 96, 192, 384), depths=(3, 3, 15, 2)),
