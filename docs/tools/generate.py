@@ -81,7 +81,8 @@ def _probe(variant: str, old: HubConfig) -> dict[str, Any]:
 def _hub_config(variant: str, old: HubConfig) -> dict[str, Any]:
     cfg: Any = timm.get_pretrained_cfg(variant)
     family = importlib.import_module(timm.model_entrypoint(cfg.architecture).__module__)
-    top1 = getattr(family, "published_top1", {}).get(cfg.architecture)
+    claims = getattr(family, "published_top1", {})
+    top1 = claims.get(variant, claims.get(cfg.architecture))  # of a file, or of a network that has one
     return {
         "architecture": cfg.architecture,
         "tag": cfg.tag,
@@ -123,7 +124,8 @@ def _source(config: dict[str, Any]) -> str:
 
 def _row(variant: str, config: dict[str, Any]) -> list[str]:
     levels = _levels(variant)
-    published, repo_id = config["published"], config["hub"]["repo_id"]
+    cfg: Any = timm.get_pretrained_cfg(variant)
+    published, repo_id = config["published"], config["hub"]["repo_id"] or (cfg.hf_hub_id or "").partition("@")[0]
     return [
         f"`{Path(_file_name(variant)).stem}`",
         f"{config['params'] / 1e6:.2f}",

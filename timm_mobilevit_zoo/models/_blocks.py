@@ -20,7 +20,13 @@ is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compili
 
 
 def depthwise_conv(
-    dim: int, kernel_size: int, stride: int = 1, dilation: int = 1, device: Any = None, dtype: Any = None
+    dim: int,
+    kernel_size: int,
+    stride: int = 1,
+    dilation: int = 1,
+    bias: bool = True,
+    device: Any = None,
+    dtype: Any = None,
 ) -> nn.Conv2d:
     """Return a depthwise convolution, `(B, dim, H, W) -> (B, dim, ceil(H / stride), ceil(W / stride))`.
 
@@ -29,11 +35,12 @@ def depthwise_conv(
         kernel_size: Side of the weights, odd, in map cells.
         stride: In map cells.
         dilation: In map cells.
+        bias: Whether it has one.
         device: Where to create the parameters.
         dtype: Type of the parameters.
     """
     pad = dilation * (kernel_size // 2)
-    return nn.Conv2d(dim, dim, kernel_size, stride, pad, dilation, groups=dim, device=device, dtype=dtype)
+    return nn.Conv2d(dim, dim, kernel_size, stride, pad, dilation, dim, bias, device=device, dtype=dtype)
 
 
 def depthwise(conv: nn.Module, x: Tensor) -> Tensor:
