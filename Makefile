@@ -1,11 +1,13 @@
-# Two commands set themselves up on a fresh machine: `make demo` and `make test`. The others need `make test` once.
+# Three commands set themselves up on a fresh machine: `make demo`, `make test` and `make test-oldest`. The others need
+# `make test` once.
 PYTHON ?= python3
+OLDEST_PYTHON ?= $(or $(wildcard $(shell pyenv prefix 3.10 2>/dev/null)/bin/python),python3.10)
 VENV ?= .venv
 PY = $(VENV)/bin/python
 CHROMIUM ?= $(shell command -v chromium)
 RUNTIME = .page-test/onnxruntime-web-$(shell sed -n 's/^VERSION = "\(.*\)"/\1/p' timm_mobilevit_zoo/page/ortweb.py).tgz
 
-.PHONY: demo test test-all check hub table docs format-test host-tests page-test recipes
+.PHONY: demo test test-all test-oldest check hub table docs format-test host-tests page-test recipes
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +31,15 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(PY) -m pytest --numprocesses auto --dist worksteal $(ARGS)
+
+# The quick set with the oldest supported releases, in an environment of its own.
+.venv-oldest/.test: tests/oldest.txt pyproject.toml
+	$(OLDEST_PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --requirement tests/oldest.txt
+	touch $@
+
+test-oldest: .venv-oldest/.test
+	PATH="$(CURDIR)/.venv-oldest/bin:$$PATH" .venv-oldest/bin/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 # Every name through everything: hours, before a release.
 test-all: $(VENV)/.test

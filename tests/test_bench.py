@@ -222,7 +222,7 @@ def test_a_step_trains_and_keeps_the_weights():
 
 WRONG = {
     "shifted": r"wrong result: logits are off by [\d.e+-]+ of the largest, over 0.001",
-    "endless": "wrong result: logits are off by (inf|nan) of the largest",
+    "endless": "wrong result: logits are not finite",
     "longer": r"wrong result: logits of shape \(1, 1\), not \(1, 2\)",
     "no_tensor": "a list came out, not logits",
     "no_network": r"a int was returned, not a torch.nn.Module",
@@ -257,7 +257,7 @@ def test_deviation_is_a_part_of_the_largest():
     assert deviation([torch.tensor([10.05, -100.0])], expected, "fp32") == pytest.approx(5e-4, rel=1e-4)
     with pytest.raises(ValueError, match=r"logits are off by 5.0e-03 of the largest, over 0.001"):
         deviation([torch.tensor([10.5, -100.0])], expected, "fp32")
-    with pytest.raises(ValueError, match=r"logits are off by nan"):
+    with pytest.raises(ValueError, match="wrong result: logits are not finite"):
         deviation([torch.tensor([math.nan, -100.0])], expected, "bf16")
 
 

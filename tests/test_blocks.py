@@ -8,7 +8,10 @@ import torch
 from functorch.compile import make_boxed_func
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
+from torch.ao.quantization import get_default_qat_qconfig, prepare_qat
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.utils import parametrize
 from zoo import create, every_staged_family, image
 
 from timm_mobilevit_zoo.models import _blocks
@@ -204,6 +207,53 @@ def test_an_empty_batch_has_gradients():
     layer = Caller(4, 5)
     layer(torch.empty(0, 4, 6, 6).contiguous(memory_format=CHANNELS_LAST)).sum().backward()
     assert not layer.conv.weight.grad.any()
+
+
+WATCHERS = {
+    "forward hook": lambda conv, see: conv.register_forward_hook(lambda *_: see()),
+    "forward pre-hook": lambda conv, see: conv.register_forward_pre_hook(lambda *_: see()),
+    "backward hook": lambda conv, see: conv.register_full_backward_hook(lambda *_: see()),
+    "backward pre-hook": lambda conv, see: conv.register_full_backward_pre_hook(lambda *_: see()),
+    "hook of all modules": lambda conv, see: register_module_forward_hook(lambda m, *_: see() if m is conv else None),
+}
+
+
+@pytest.mark.parametrize("watcher", WATCHERS)
+def test_whoever_watches_a_layer_sees_it_called(calls, watcher):
+    layer, seen = Caller(8, 5), []
+    x = torch.randn(2, 8, 6, 6).contiguous(memory_format=CHANNELS_LAST).requires_grad_()
+    expected = gradients(layer, x, torch.ones(2, 8, 6, 6))
+    assert len(calls) == 1
+    layer.zero_grad()
+    handle = WATCHERS[watcher](layer.conv, lambda: seen.append(1))
+    try:
+        found = gradients(layer, x, torch.ones(2, 8, 6, 6))
+    finally:
+        handle.remove()
+    assert (len(seen), len(calls)) == (1, 1)
+    for one, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, right, rtol=1e-4, atol=1e-4)
+
+
+def test_what_stands_in_a_layers_place_is_called(calls):
+    layer, x = Caller(4, 5), torch.randn(2, 4, 6, 6).contiguous(memory_format=CHANNELS_LAST)
+    layer.conv.forward = lambda x: x + 1
+    assert torch.equal(layer(x), x + 1)
+    layer.conv = nn.Conv2d(4, 4, 5, padding=2, groups=4)
+    parametrize.register_parametrization(layer.conv, "weight", nn.Tanh())
+    torch.testing.assert_close(layer(x), layer.conv(x))
+    layer.conv = nn.Identity()
+    assert layer(x) is x
+    assert not calls
+
+
+@every_staged_family
+def test_eager_quantisation_finds_every_convolution(name):
+    model = create(name).train()
+    model.qconfig = get_default_qat_qconfig("x86")
+    convs = [m for m in prepare_qat(model).modules() if isinstance(m, nn.Conv2d)]
+    assert convs
+    assert all(hasattr(conv, "weight_fake_quant") for conv in convs)
 
 
 @every_staged_family

@@ -13,7 +13,7 @@ from runs import FAST
 from zoo import KINDS
 
 from timm_mobilevit_zoo.common.images import Pixels, data_config, images_in, read_image, reader, walk
-from timm_mobilevit_zoo.export.compare import real_images
+from timm_mobilevit_zoo.export.compare import classes_of, real_images
 from timm_mobilevit_zoo.maps import draw_file
 from timm_mobilevit_zoo.predict import predict
 
@@ -281,6 +281,13 @@ def test_channels_agree():
         config = data_config(timm.create_model(FAST, in_chans=channels), img_size=32)
         assert config["input_size"] == (channels, 32, 32)
         assert len(config["mean"]) == len(config["std"]) == channels
+        assert list(real_images([], config)) == [], "of no file nothing is asked"
+
+
+def test_classes_are_known_in_either_form_of_unicode(tmp_path):
+    paths = [tmp_path / name / "x.png" for name in ("caf\u00e9", "cafe\u0301", "a")]
+    assert classes_of(paths, ["a", "caf\u00e9"]).tolist() == [1, 1, 0]
+    assert classes_of(paths, ["a", "b"]) is None
 
 
 @pytest.mark.parametrize("name", KINDS)

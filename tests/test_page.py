@@ -287,3 +287,11 @@ def test_nothing_in_the_page_names_another_host():
     for path in Path(write.__file__).with_name("assets").iterdir():
         hosts = re.findall(r"(?:https?:|\bsrc=.|\bhref=.)//[\w.-]+", path.read_text(encoding="utf-8"))
         assert set(hosts) <= {"http://www.w3.org"}, path.name  # names of XML's, not places
+
+
+def test_the_page_lays_pictures_on_the_white_that_read_image_does():
+    text = (Path(write.__file__).with_name("assets") / "app.js").read_text(encoding="utf-8")
+    drawn = text[text.index("function pixelsOf(") :].partition("\n}")[0]
+    steps = ('fillStyle = "white"', "fillRect(0, 0, canvas.width, canvas.height)", "drawImage(source", "getImageData(")
+    assert [drawn.count(step) for step in steps] == [1] * 4
+    assert sorted(steps, key=drawn.index) == list(steps)

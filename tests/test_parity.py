@@ -1,6 +1,7 @@
 """The authors' code and this one, number by number, on weights that no download brings."""
 
 import importlib
+import json
 import re
 
 import pytest
@@ -21,6 +22,7 @@ from zoo import (
     recorded_image,
 )
 
+from timm_mobilevit_zoo import fuse
 from timm_mobilevit_zoo.maps import attention_maps
 from timm_mobilevit_zoo.predict import weights_from
 
@@ -76,7 +78,8 @@ def test_a_family_has_a_recording(name):
 @recordings()
 def test_every_recorded_tensor_is_compared(golden):
     assert keys(golden, "logits_")
-    assert all(re.fullmatch(r"logits_\d+|feature_64\.\d|input_grad_64|attention\.\d+", key) for key in keys(golden))
+    known = r"(fused_)?logits_\d+|logits_\d+x\d+|stem_64|feature_64\.\d|input_grad_64|attention\.\d+"
+    assert all(re.fullmatch(known, key) for key in keys(golden))
 
 
 @recordings("logits_")
@@ -84,7 +87,7 @@ def test_logits(golden, weights_file):
     model = create(golden, weights_file)
     for key in keys(golden, "logits_"):
         with torch.inference_mode():
-            compare(golden, key, model(recorded_image(int(key.removeprefix("logits_")))))
+            compare(golden, key, model(recorded_image(*map(int, key.removeprefix("logits_").split("x")))))
 
 
 @recordings("feature_64")
@@ -93,6 +96,27 @@ def test_levels(golden, weights_file):
     levels = create(golden, weights_file, features_only=True, out_indices=wanted)(recorded_image(64))
     for i, level in enumerate(levels):
         compare(golden, f"feature_64.{i}", level)
+
+
+@recordings("stem_64")
+def test_stem(golden, weights_file):
+    (level,) = create(golden, weights_file, features_only=True, out_indices=(0,))(recorded_image(64))
+    compare(golden, "stem_64", level)
+
+
+@recordings("fused_logits_")
+def test_fused_logits_and_what_is_left_to_count(golden, weights_file):
+    fused = fuse(create(golden, weights_file))
+    for key in keys(golden, "fused_logits_"):
+        with torch.inference_mode():
+            compare(golden, key, fused(recorded_image(int(key.removeprefix("fused_logits_")))))
+    with safe_open(golden, "pt") as recorded:
+        count, layout = int(recorded.metadata()["params_fused"]), json.loads(recorded.metadata()["fused_state_dict"])
+    for key in layout:
+        if key.endswith("norm.weight"):  # their step leaves a norm: here it becomes its convolution's bias
+            has_bias = key.replace("norm.weight", "token_mixer.bias") in layout
+            count -= (2 if has_bias else 1) * layout[key][0]
+    assert sum(p.numel() for p in fused.parameters()) == count
 
 
 @recordings("input_grad_64")

@@ -120,9 +120,10 @@ def test_what_a_dead_process_left_is_removed_and_what_a_live_one_writes_is_not(t
     (tmp_path / f".folder.{ended.pid}-1@{host}.part" / "in").mkdir(parents=True)
     with replacing(tmp_path / "c") as part, appearing(tmp_path / "d") as new:
         part.touch()
-        assert sorted(os.listdir(tmp_path)) == sorted([*alive, part.name, new.name])
+        assert sorted(os.listdir(tmp_path)) == sorted([*alive, part.name, new.parent.name])
         with replacing(tmp_path / "c") as other:  # another thread's
             assert other != part
+            (new.parent / "beside").touch()
             other.touch()
     assert sorted(os.listdir(tmp_path)) == sorted([*alive, "c", "d"])
     sweep(tmp_path, everyone=True)  # of a folder that is held

@@ -130,6 +130,12 @@ def classifiers(model):
     return heads if isinstance(heads, tuple) else (heads,)
 
 
+def logits_of_each(model, pooled):
+    """What each classifier of one of our own class makes of pooled features, behind its norm where it has one."""
+    norms = (model.head_norm, model.head_dist_norm)
+    return [head(norm(pooled)) for head, norm in zip(classifiers(model), norms, strict=False)]
+
+
 def classifier_names(model):
     names = model.pretrained_cfg["classifier"]
     return (names,) if isinstance(names, str) else tuple(names)
@@ -160,8 +166,9 @@ def write_blots(folder, count):
         blots.resize((96, 80), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
 
 
-def recorded_image(size):
-    return torch.tensor(np.random.RandomState(0).standard_normal((2, 3, size, size)), dtype=torch.float32)
+def recorded_image(height, width=None):
+    shape = (2, 3, height, width or height)
+    return torch.tensor(np.random.RandomState(0).standard_normal(shape), dtype=torch.float32)
 
 
 def author_weights(path):

@@ -1,6 +1,6 @@
 """Options that would have no effect beside the others: whoever gives one expects something of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,14 +60,22 @@ def check_effects(options: Options) -> None:
 
 
 def check_choices(command: str, options: Options) -> None:
-    """Refuse what is none of the words that an option of a command knows.
+    """Refuse what is none of the words that an option of a command knows, and one thing where a list of them is asked.
 
     Raises:
         ValueError: For the first of them.
     """
     source = SOURCES.get(command)
     for argument in source.read().arguments if source else ():
-        choices = getattr(argument.kind, "__args__", ())
-        is_choice = getattr(argument.kind, "__origin__", None) is Literal
-        if is_choice and argument.name in options and options[argument.name] not in choices:
-            raise ValueError(f"{argument.name}={options[argument.name]!r} must be one of {', '.join(choices)}")
+        if argument.name not in options:
+            continue
+        kind, value = argument.kind, options[argument.name]
+        values: Collection[Any] = [value]
+        if getattr(kind, "__origin__", None) is Sequence:
+            if isinstance(value, (str, bytes)) or not isinstance(value, Collection):
+                raise ValueError(f"{argument.name}={value!r} must be a list")
+            kind, values = kind.__args__[0], value
+        choices: Any = kind.__args__ if getattr(kind, "__origin__", None) is Literal else None
+        for one in values if choices else ():
+            if one not in choices:
+                raise ValueError(f"{argument.name}={one!r} must be one of {', '.join(choices)}")

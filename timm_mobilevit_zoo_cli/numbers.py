@@ -24,7 +24,7 @@ class Number(NamedTuple):
 
     def holds(self, value: Any) -> bool:
         """Tell whether a value is such a number."""
-        if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
+        if not _is(Integral if self.whole else Real, value):
             return False
         low = self.low < value if self.above else self.low <= value
         high = value < self.high if self.below else value <= self.high
@@ -34,7 +34,7 @@ class Number(NamedTuple):
         """Return what a value must, that does not hold."""
         if self.said:
             return self.said
-        if isinstance(value, bool) or not isinstance(value, Real):
+        if not _is(Real, value):
             return "be a whole number" if self.whole else "be a number"
         low, high = f"{'above' if self.above else 'at least'} {self.low}", f"at most {self.high}"
         if self.whole:
@@ -44,6 +44,10 @@ class Number(NamedTuple):
         if self.above == self.below:
             return f"lie between {self.low} and {self.high}" if self.above else f"lie in {self.low}..{self.high}"
         return f"be {low} and {f'below {self.high}' if self.below else high}"
+
+
+def _is(kind: type, value: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 _SHARE = Number(0, 1)
@@ -128,6 +132,6 @@ def plain(value: Any) -> Any:
         return {key: plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
         return tuple(plain(one) for one in value)
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if not _is(Real, value):
         return value
     return int(value) if isinstance(value, Integral) else float(value)

@@ -98,10 +98,12 @@ def draw(rows: Sequence[dict[str, Any]]) -> Any:
     best = {row["model"]: (row["ms"]["median"], top1) for row, top1 in sorted(points, key=_slowest_first)}
     for name, (ms, top1) in best.items():
         if top1 is not None:  # once a name, at its fastest
-            axis.annotate(name, (ms, top1), xytext=(0, 10), textcoords="offset points", fontsize=8)
+            axis.annotate(name, (ms, top1), xytext=(0, 10), textcoords="offset points", fontsize=8, parse_math=False)
     head = shown[0]
     where = head["machine"]["gpu"] or f"{head['machine']['cpu']}, threads: {head['threads']}"
-    axis.set_xlabel(f"ms a batch of {head['batch_size']} at {head['img_size']} px, measured on {where}")
+    axis.set_xlabel(
+        f"ms a batch of {head['batch_size']} at {head['img_size']} px, measured on {where}", parse_math=False
+    )
     axis.set_ylabel("ImageNet-1k top-1 (%), the authors' claim")
     axis.set_title("a marker's area is the number of parameters", fontsize=9)
     axis.set_xlim(0, 1.25 * max((row["ms"]["median"] for row, _ in points), default=1))  # room for names

@@ -7,8 +7,10 @@ import math
 import os
 import platform
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -20,9 +22,11 @@ from tqdm import tqdm
 
 from timm_mobilevit_zoo import __version__
 from timm_mobilevit_zoo.common.extras import require
-from timm_mobilevit_zoo.common.files import replacing
+from timm_mobilevit_zoo.common.files import claiming, replacing
+from timm_mobilevit_zoo.common.quiet import quiet
 from timm_mobilevit_zoo.models.probe import gmacs
-from timm_mobilevit_zoo_cli.checks import LEAST_ROUNDS, check
+from timm_mobilevit_zoo_cli.checks import LEAST_ROUNDS, check, plain
+from timm_mobilevit_zoo_cli.text import printable
 
 from .report import claimed, compare, draw, quartiles
 from .runners import (
@@ -47,6 +51,7 @@ __all__ = ["bench", "busy_seconds", "cpu_name", "take_turns"]
 
 ROUND = 0.05  # seconds that one candidate's part of a round takes at least
 WARM_UP = 0.2  # seconds
+_alone = threading.RLock()  # two at once would time each other, and set torch's settings back to each other's
 
 
 def bench(
@@ -107,28 +112,40 @@ def bench(
         FileNotFoundError: For an output without a folder.
         ModuleNotFoundError: Without the extra `export` or `viz`, where it is needed.
     """
-    options = dict(locals())
+    options = plain(dict(locals()))
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     _check(options, place)
     candidates = _candidates(options)
-    first = candidates[0]
-    settings = list(product(img_size, mode, batch_size, threads or (torch.get_num_threads(),)))
+    with ExitStack() as held:
+        for key in ("output", "plot"):
+            if options[key]:
+                held.enter_context(claiming(Path(options[key]), key))
+        held.enter_context(_alone)
+        return _measure(candidates, place, options)
+
+
+def _measure(candidates: Sequence[Candidate], place: torch.device, options: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of all settings, having written what was asked for; torch's own settings stay as they were."""
+    first, rounds, output, plot = candidates[0], options["rounds"], options["output"], options["plot"]
+    counts = options["threads"] or (torch.get_num_threads(),)
+    settings = list(product(options["img_size"], options["mode"], options["batch_size"], counts))
     facts = _facts(place, {c.backend for c in candidates})
     networks: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     before = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     bar = tqdm(total=len(settings) * rounds, unit="round", disable=None, leave=False)
     try:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         for size, how, batch, count in settings:
             if not rows or rows[-1]["img_size"] != size:
                 networks = {}  # they may be of a size
             setting = Setting(how, size, batch, count, place)
             torch.set_num_threads(count)
-            torch.compiler.reset()
+            if any("compile" in candidate.backend for candidate in candidates):
+                torch.compiler.reset()
             limits: Any = torch._dynamo.config.patch(cache_size_limit=1000)  # beyond it torch runs eager mode, silently
             with limits, torch._inductor.config.patch({"cpp.threads": count}):
-                found = _comparison(candidates, setting, networks, rounds, seconds, bar)
+                found = _comparison(candidates, setting, networks, rounds, options["seconds"], bar)
             for candidate, row in zip(candidates, found, strict=True):
                 base = found[0].get("round_ms")
                 times = row.get("round_ms")
@@ -143,9 +160,8 @@ def bench(
         torch.set_num_threads(before[0])
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before[1:]
     if plot:
-        with replacing(Path(plot)) as part:
-            figure = draw(rows)
-            figure.savefig(part, format=Path(plot).suffix.lower().removeprefix("."), dpi=150)
+        with replacing(Path(plot)) as part, quiet():  # a font may lack letters
+            draw(rows).savefig(part, format=Path(plot).suffix.lower().removeprefix("."), dpi=150)
     return rows
 
 
@@ -210,10 +226,11 @@ def _comparison(
     found: list[dict[str, Any]] = []
     runners: dict[int, Runner] = {}
     expected: dict[str, Any] = {}
+    failed: dict[int, str] = {}
     shape = setting.batch_size, 3, setting.img_size, setting.img_size
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(setting.device)
+    x: Any = None
     for place, candidate in enumerate(candidates):
-        bar.set_description(f"preparing {candidate}")
+        bar.set_description(f"preparing {printable(str(candidate))}")
         row: dict[str, Any] = {"error": None}
         found.append(row)
         try:
@@ -221,6 +238,10 @@ def _comparison(
                 networks[candidate.model] = build(candidate.model, setting.img_size)
             network = networks[candidate.model]
             row |= _size(network, candidate, setting)
+            if x is None:  # there may be no memory for so many
+                generator = torch.Generator().manual_seed(0)
+                images = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+                x = images.to(setting.device)
             if candidate.model not in expected:
                 expected[candidate.model] = reference(network, x, setting)
             right, row["reference"] = expected[candidate.model]
@@ -229,19 +250,41 @@ def _comparison(
             row["memory_mib"] = None if candidate.cuda_graphs else peak_mib(runner, setting.device)
             runners[place] = runner
         except Exception as error:  # each back end has errors of its own
-            told = str(error).strip().partition("\n")[0]
-            row["error"] = told if isinstance(error, ValueError) else f"{type(error).__name__}: {told}"
+            failed[place] = _told(error)
     bar.set_description("{mode}, {img_size} px, batch {batch_size}".format(**setting._asdict()))
     before = busy_seconds()
-    done, calls = take_turns([runner.call for runner in runners.values()], setting.device, rounds, seconds, bar)
+    calls = [_kept(runner.call, place, failed) for place, runner in runners.items()]
+    done, counts = take_turns(calls, setting.device, rounds, seconds, bar)
     spent, busy, own = (b - a for a, b in zip(before, busy_seconds(), strict=True))
-    for place, times, count in zip(runners, done, calls, strict=True):
+    for place, times, count in zip(runners, done, counts, strict=True):
+        if place in failed:
+            continue
         found[place]["others"] = None if math.isnan(busy) else round(max(0.0, busy - own) / spent, 2)
         found[place]["calls"] = count
         found[place]["round_ms"] = [float(f"{1000 * value:.6g}") for value in times]
         found[place]["ms"] = quartiles(found[place]["round_ms"])
         found[place]["images_per_s"] = 1000 * setting.batch_size / found[place]["ms"]["median"]
+    for place, told in failed.items():
+        found[place]["error"] = told
     return found
+
+
+def _kept(call: Callable[[], Any], place: int, failed: dict[int, str]) -> Callable[[], Any]:
+    """Return a call that does nothing once it has failed, so that the others go on."""
+
+    def kept() -> None:
+        if place not in failed:
+            try:
+                call()
+            except Exception as error:  # each back end has errors of its own
+                failed[place] = _told(error)
+
+    return kept
+
+
+def _told(error: Exception) -> str:
+    told = str(error).strip().partition("\n")[0]
+    return told if isinstance(error, ValueError) else f"{type(error).__name__}: {told}"
 
 
 def _size(network: nn.Module, candidate: Candidate, setting: Setting) -> dict[str, Any]:

@@ -131,20 +131,21 @@ def build(name: str, img_size: int) -> nn.Module:
     Raises:
         ValueError: Where a function returns no network.
     """
-    torch.manual_seed(0)
-    network = resolve(name)(img_size)
-    if not isinstance(network, nn.Module):
-        raise ValueError(f"a {type(network).__name__} was returned, not a torch.nn.Module")
-    module: Any
-    for module in network.modules():
-        if isinstance(module, _DropoutNd):
-            module.p = 0.0
-        elif hasattr(module, "drop_prob"):  # DropPath, timm's and others'
-            module.drop_prob = 0.0
-    if timm.is_model(name):
-        weights = network.state_dict().items()
-        network.load_state_dict({k: seeded(k, tuple(v.shape)) if v.is_floating_point() else v for k, v in weights})
-        _calibrate(network, img_size)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(0)
+        network = resolve(name)(img_size)
+        if not isinstance(network, nn.Module):
+            raise ValueError(f"a {type(network).__name__} was returned, not a torch.nn.Module")
+        module: Any
+        for module in network.modules():
+            if isinstance(module, _DropoutNd):
+                module.p = 0.0
+            elif hasattr(module, "drop_prob"):  # DropPath, timm's and others'
+                module.drop_prob = 0.0
+        if timm.is_model(name):
+            weights = network.state_dict().items()
+            network.load_state_dict({k: seeded(k, tuple(v.shape)) if v.is_floating_point() else v for k, v in weights})
+            _calibrate(network, img_size)
     return network.eval()
 
 
@@ -275,8 +276,12 @@ def deviation(found: Iterable[Tensor], expected: Iterable[Tensor], dtype: str) -
     for what, tolerance, result, right in zip(("logits", "gradients"), tolerances, found, expected, strict=False):
         if result.shape != right.shape:
             raise ValueError(f"wrong result: {what} of shape {tuple(result.shape)}, not {tuple(right.shape)}")
-        errors.append(float((result - right).abs().max() / right.abs().max()))
-        if not errors[-1] <= tolerance:  # NaN is not
+        for whose, values in (("the reference's ", right), ("", result)):
+            if not values.isfinite().all():
+                raise ValueError(f"wrong result: {whose}{what} are not finite")
+        largest = float(right.abs().max())
+        errors.append(float((result - right).abs().max()) / (largest or 1.0))
+        if errors[-1] > tolerance:
             raise ValueError(f"wrong result: {what} are off by {errors[-1]:.1e} of the largest, over {tolerance:g}")
     return errors[0]
 
@@ -297,9 +302,14 @@ def peak_mib(runner: Runner, device: torch.device) -> float | None:
         before = torch.cuda.memory_allocated(device)
         runner.call()
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it writes into the terminal
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        runner.call()
+    level = os.environ.get("KINETO_LOG_LEVEL")
+    os.environ["KINETO_LOG_LEVEL"] = level or "99"  # or it writes into the terminal
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            runner.call()
+    finally:
+        if level is None:
+            del os.environ["KINETO_LOG_LEVEL"]
     now = most = 0
     events: Any = profile.profiler.kineto_results.events()
     for event in sorted(events, key=lambda event: event.start_ns()):

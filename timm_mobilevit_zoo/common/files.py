@@ -9,12 +9,23 @@ import re
 import shutil
 import socket
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["appearing", "digests", "holding", "open_regular", "replacing", "replacing_all", "sweep"]
+__all__ = [
+    "appearing",
+    "beside",
+    "claiming",
+    "digests",
+    "holding",
+    "open_regular",
+    "replacing",
+    "replacing_all",
+    "sweep",
+]
 
 _PART = re.compile(r"\..+\.(?P<pid>\d+)-\d+@(?P<host>.*)\.part", re.DOTALL)
 _COUNT = itertools.count()
@@ -81,15 +92,25 @@ def _same(part: Path, target: Path) -> bool:
 
 @contextmanager
 def appearing(target: Path) -> Iterator[Path]:
-    """Give a folder to fill, which becomes the target only if all goes well."""
+    """Give a folder to fill, which becomes the target only if all goes well; what is put beside it is removed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     sweep(target.parent)
-    with _part_of(target) as part:
-        part.mkdir()
+    with _part_of(target) as scratch:
+        part = scratch / "folder"
+        part.mkdir(parents=True)
         yield part
         if target.exists():
             target.rmdir()
         part.rename(target)  # or fail, where something has appeared there meanwhile
+
+
+@contextmanager
+def beside(target: Path) -> Iterator[Path]:
+    """Give an empty folder on the target's disk for work on it, which is gone afterwards."""
+    sweep(target.parent)
+    with _part_of(target) as part:
+        part.mkdir()
+        yield part
 
 
 @contextmanager
@@ -155,7 +176,33 @@ def holding(folder: Path) -> Iterator[None]:
         BlockingIOError: Where another holds it; says who.
         OSError: Where the folder cannot be written to.
     """
-    path = folder / ".lock"
+    with _locked(folder / ".lock", folder):
+        yield
+
+
+@contextmanager
+def claiming(target: Path, argument: str) -> Iterator[None]:
+    """Hold a path that is to be written, as `holding` does a folder: two that write it would mix.
+
+    Args:
+        target: A file, or a folder that is to appear.
+        argument: What messages call it.
+
+    Raises:
+        ValueError: Where another writes it; says who.
+    """
+    try:
+        with ExitStack() as held:
+            held.enter_context(_locked(target.with_name(f".{target.name}.lock"), target))
+            claimed = held.pop_all()
+    except BlockingIOError as error:
+        raise ValueError(f"{argument}={str(target)!r} is being written: {error.strerror}; choose another") from None
+    with claimed:
+        yield
+
+
+@contextmanager
+def _locked(path: Path, what: Path) -> Iterator[None]:
     lock = None
     while lock is None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -168,7 +215,7 @@ def holding(folder: Path) -> Iterator[None]:
             pass
         except BlockingIOError:
             told = os.read(descriptor, 300).decode(errors="replace") or "another process"
-            raise BlockingIOError(errno.EWOULDBLOCK, f"{told} holds it", str(folder)) from None
+            raise BlockingIOError(errno.EWOULDBLOCK, f"{told} holds it", str(what)) from None
         finally:
             if lock is None:
                 os.close(descriptor)
@@ -195,7 +242,7 @@ def _lock(descriptor: int) -> None:
         BlockingIOError: Where another holds it.
     """
     try:
-        if os.name == "nt":
+        if sys.platform == "win32":
             import msvcrt
 
             os.lseek(descriptor, 1 << 20, os.SEEK_SET)  # nobody reads a byte that is locked: not one of the words

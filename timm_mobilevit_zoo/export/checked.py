@@ -1,9 +1,6 @@
 """A network written, run and compared before any of its files takes its name."""
 
-import copy
 import json
-import shutil
-import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -14,14 +11,16 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from timm_mobilevit_zoo import __version__
-from timm_mobilevit_zoo.common.files import digests
+from timm_mobilevit_zoo.common.files import beside, claiming, digests, replacing_all
 from timm_mobilevit_zoo.common.images import data_config
-from timm_mobilevit_zoo.models.loading import labels_of
+from timm_mobilevit_zoo.models.copies import copied, unwrapped
+from timm_mobilevit_zoo.models.loading import label_list
+from timm_mobilevit_zoo_cli.checks import plain
 
-from .compare import classes_of, compare, random_images, real_images, resized
+from .compare import classes_of, compare, deviation_of, random_images, real_images, resized
 from .format import INPUT, OUTPUT, Format, Run
 from .formats import FORMATS
-from .task import Task, files_of
+from .task import Task, check_outputs, files_of
 
 __all__ = ["versions_of", "write_checked"]
 
@@ -30,59 +29,107 @@ def write_checked(network: nn.Module, task: Task) -> dict[str, Any]:
     """Write a network as a task says, and return its manifest; nothing is left of a file that computes wrongly.
 
     Raises:
-        ValueError: For a network that cannot be written, or a wrong result.
+        ValueError: For a network that cannot be written, a wrong result, or files that another is writing.
     """
     about, output = FORMATS[task.format], task.output
-    network, config, x, logits = _prepared(network, task)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.stem}-") as scratch:
-        part = Path(scratch, output.name)
-        calibration = list(real_images(task.int8, config))
-        if about.int8 and calibration:
-            told = about.int8(network, x, part, task.dynamic, calibration)
-        else:
-            told = about.write(network, x, part, task.dynamic) or {}
-        checks = _checks(network, about.run(part), task, config, x, calibration) if about.run else None
-        written = [path for path in files_of(about, part) if path.exists()]
-        manifest = _manifest(network, task, config, x, logits) | {"checks": checks, "tolerance": task.tolerance, **told}
-        manifest |= {"files": {path.name: _digest(path) for path in written}, "versions": versions_of(about)}
-        written.append(part.with_name(part.name + ".json"))
-        written[-1].write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        for path in written:
-            target = output.with_name(path.name)
-            if target.is_dir():
-                shutil.rmtree(target)
-            path.replace(target)
+    with claiming(output, "output"):
+        check_outputs(task)  # another may have written them since
+        network, config, x, logits = _prepared(network, task)
+        labels = _labels(network, logits.shape[1])
+        with beside(output) as scratch:
+            part = scratch / output.name
+            calibration = list(real_images(task.int8, config))
+            if about.int8 and calibration:
+                told = about.int8(network, x, part, task.dynamic, calibration)
+            else:
+                told = about.write(network, x, part, task.dynamic) or {}
+            checks = _checks(network, about.run(part), task, config, x, calibration, labels) if about.run else None
+            written = [path for path in files_of(about, part) if path.exists()]
+            manifest = _manifest(network, task, config, x, logits) | {
+                "labels": labels,
+                "checks": checks,
+                "tolerance": task.tolerance,
+            }
+            manifest |= {
+                **told,
+                "files": {path.name: _digest(path) for path in written},
+                "versions": versions_of(about),
+            }
+            written.append(part.with_name(part.name + ".json"))
+            written[-1].write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+            _move(written, output.parent)
     return manifest
 
 
+def _move(written: Sequence[Path], folder: Path) -> None:
+    """Have files that belong together, the manifest last, take their names in a folder."""
+    if written[0].is_dir():  # it is new: one that exists is never replaced, but there may be an old one's manifest
+        (folder / written[-1].name).unlink(missing_ok=True)
+        written[0].replace(folder / written[0].name)
+        written = written[1:]
+    first, *more = (folder / path.name for path in written)
+    with replacing_all(first, *more) as parts:
+        for path, part in zip(written, parts, strict=True):
+            path.replace(part)
+
+
 def _prepared(network: nn.Module, task: Task) -> tuple[Any, dict[str, Any], Tensor, Tensor]:
-    """Return a copy of the network in float32 on the CPU, its data config, an image for it and that one's logits."""
+    """Return a copy of the network as it is written, its data config, an image for it and that one's logits.
+
+    The copy is in float32, on the CPU, its weights in tensors' own order, whatever the network itself is like.
+    """
+    network = unwrapped(network)
     cfg: Any = getattr(network, "pretrained_cfg", None)
     if not isinstance(network, nn.Module) or not cfg:
         raise ValueError(
             f"network={type(network).__name__} is no network of timm's; give it as create_model returned it"
         )
-    if network.training:
-        raise ValueError(f"network={cfg['architecture']} is in training mode: call network.eval() first")
-    own: Any = copy.deepcopy(network).float().cpu()
+    named = f"network={cfg['architecture']}"
+    training = [name for name, module in network.named_modules() if module.training]
+    if training:
+        where = f" ({training[0]} is)" if training[0] else ""
+        raise ValueError(f"{named} is in training mode{where}: call network.eval() first")
+    if any(tensor.is_meta for tensor in network.state_dict().values()):
+        raise ValueError(f"{named} is on the meta device: it has no weights")
+    own: Any = copied(network).float().cpu().to(memory_format=torch.contiguous_format)
+    parameters = dict(own.named_parameters())
+    for name, tensor in own.state_dict().items():
+        # Buffers may have infinities, as masks of attention do.
+        if not (tensor.isfinite() if name in parameters else ~tensor.isnan()).all():
+            raise ValueError(f"{named} has weights that are not finite, in {name}")
+    own.pretrained_cfg = plain(cfg)
     config = data_config(own, **({"input_size": (own.in_chans, *task.size)} if task.size else {}))
     channels, height, width = config["input_size"]
-    x = torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, channels, height, width, generator=generator, dtype=torch.float32, device="cpu")
     with torch.inference_mode():
         try:
             logits = own(x)
         except Exception as error:  # of timm's classes each has its own
             raise ValueError(f"size={height} x {width} is none that {cfg['architecture']} takes: {error}") from error
-    if logits.dim() != 2:
-        raise ValueError(f"network={cfg['architecture']} returns {tuple(logits.shape)}, not logits (B, num_classes)")
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        what = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise ValueError(f"{named} returns {what}, not logits (B, num_classes)")
+    try:
+        deviation_of(logits)
+    except ValueError as error:
+        raise ValueError(f"{named} cannot be compared with what is written: {error}") from None
     return own, config, x, logits
 
 
+def _labels(network: Any, count: int) -> list[str] | None:
+    """Return the names of classes that a network's config has, where there are as many as it computes."""
+    names = network.pretrained_cfg.get("label_names")
+    if names is None or count != network.num_classes:  # a head that was put in has another number
+        return None
+    return label_list(names, count)
+
+
 def _checks(
-    network: Any, run: Run, task: Task, config: dict[str, Any], x: Tensor, calibration: Sequence[Tensor]
+    network: Any, run: Run, task: Task, config: dict[str, Any], x: Tensor, calibration: Sequence[Tensor], labels: Any
 ) -> dict[str, Any]:
     """Return how the file compares with eager mode, or raise where it is off by more than the task allows."""
-    cfg, classes = network.pretrained_cfg, classes_of(task.images, labels_of(network) or ())
+    cfg, classes = network.pretrained_cfg, classes_of(task.images, labels or ())
     if calibration:  # noise is beyond what 8 bits are laid out for
         images = [*calibration, *resized(calibration, x, task.dynamic)]
         checks = {"calibration": compare(network, run, images)}
@@ -102,22 +149,21 @@ def _checks(
 
 def _manifest(network: Any, task: Task, config: dict[str, Any], x: Tensor, logits: Tensor) -> dict[str, Any]:
     """Return what is told of the network, its input and its output."""
-    cfg = network.pretrained_cfg
+    cfg, weights = network.pretrained_cfg, network.state_dict()
     return {
         "format": task.format,
         "files": {},
         "architecture": cfg["architecture"],
-        "weights_sha256": digests(save(network.state_dict()))["sha256"],
+        "weights_sha256": digests(save({name: own.contiguous().clone() for name, own in weights.items()}))["sha256"],
         "input": {
             "name": INPUT,
             "shape": _open(x.shape, task.dynamic),
             "layout": "NCHW",
             "dtype": "float32",
-            **{key: list(config[key]) for key in ("mean", "std")},
+            **{key: [float(value) for value in config[key]] for key in ("mean", "std")},
             **{key: config[key] for key in ("interpolation", "crop_pct", "crop_mode")},
         },
         "output": {"name": OUTPUT, "shape": [_open(x.shape, task.dynamic)[0], logits.shape[1]]},
-        "labels": labels_of(network),
     }
 
 

@@ -8,7 +8,7 @@ import torch
 
 from timm_mobilevit_zoo.common.extras import require
 from timm_mobilevit_zoo.common.images import images_in
-from timm_mobilevit_zoo_cli.checks import check, check_free
+from timm_mobilevit_zoo_cli.checks import check, check_free, plain
 
 from .format import Format
 from .formats import FORMATS
@@ -31,6 +31,7 @@ class Task(NamedTuple):
     images: list[Path]
     int8: list[Path]
     tolerance: float
+    overwrite: bool
 
 
 def task_of(
@@ -44,13 +45,13 @@ def task_of(
     overwrite: bool = False,
 ) -> Task:
     """Return the task, or raise what is wrong with an argument."""
-    options = dict(locals())
+    options = plain(dict(locals()))
     if format not in FORMATS:
         raise ValueError(f"format={format!r} must be one of {', '.join(FORMATS)}")
-    about, target = FORMATS[format], Path(output)
+    about, target = FORMATS[format], Path(options["output"])
     if target.suffix != about.suffix:
-        raise ValueError(f"output={output!r} must end in {about.suffix} for format={format}")
-    for one in dynamic:
+        raise ValueError(f"output={str(target)!r} must end in {about.suffix} for format={format}")
+    for one in options["dynamic"]:
         if one not in about.dynamic:
             can = f"one of {', '.join(about.dynamic)}" if about.dynamic else "left out"
             raise ValueError(f"dynamic={one!r} must be {can} for format={format}")
@@ -58,12 +59,13 @@ def task_of(
         can = " and ".join(name for name, one in FORMATS.items() if one.int8)
         raise ValueError(f"int8={int8!r} must be left out for format={format}: only {can} can")
     check("export", options)
+    tolerance = options["tolerance"]
     if tolerance is None:
         tolerance = INT8_TOLERANCE if int8 else TOLERANCE
-    compared = some_of("images", images, MEASURED if int8 else IMAGES)
-    calibration = some_of("int8", int8, CALIBRATION)
-    for path in files_of(about, target):
-        check_free("output", path, overwrite)
+    compared = some_of("images", options["images"], MEASURED if int8 else IMAGES)
+    calibration = some_of("int8", options["int8"], CALIBRATION)
+    task = Task(format, target, options["size"], options["dynamic"], compared, calibration, tolerance, overwrite)
+    check_outputs(task)
     for module in about.modules:
         require(module, about.extra)
     if about.torch_below and torch.__version__ >= about.torch_below:
@@ -71,7 +73,13 @@ def task_of(
             f"torch {torch.__version__} is too new for {about.modules[0]}: in an environment of its own, "
             f"pip install 'timm-mobilevit-zoo[{about.extra}]'"
         )
-    return Task(format, target, size, dynamic, compared, calibration, tolerance)
+    return task
+
+
+def check_outputs(task: Task) -> None:
+    """Refuse a task whose files exist, if they are not to be replaced."""
+    for path in files_of(FORMATS[task.format], task.output):
+        check_free("output", path, task.overwrite)
 
 
 def some_of(name: str, folder: str, count: int) -> list[Path]:

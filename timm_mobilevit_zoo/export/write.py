@@ -8,6 +8,7 @@ import timm
 from torch import nn
 
 from timm_mobilevit_zoo.models.loading import load
+from timm_mobilevit_zoo_cli.checks import plain
 
 from .checked import write_checked
 from .task import task_of
@@ -57,21 +58,25 @@ def export(
         FileNotFoundError: For an output without a folder, or a model that is none.
         ModuleNotFoundError: Without the extra of the format; it names the pip command.
     """
+    model = plain(model)
+    if not isinstance(model, str):
+        raise ValueError(f"model={model!r} must be a folder or a name; to_{format} takes a network")
     task = task_of(format, output, size, dynamic, images, int8, tolerance, overwrite)
     if pretrained and timm.is_model(model) and not Path(model).exists():
         cfg: Any = timm.get_pretrained_cfg(model)
         if not cfg.has_weights:
             raise ValueError(f"model={model!r} has no published weights; --no-pretrained exports random ones")
-    square = size is not None and size[0] == size[1]  # what is built for one size is built for a square
-    args = {"img_size": size[0]} if size and square else {}
-    return write_checked(load(model, pretrained=pretrained, trust=trust, **args), task)
+    height, width = task.size or (0, 1)
+    square = {"img_size": height} if height == width else {}  # what is built for one size is built for a square
+    return write_checked(load(model, pretrained=pretrained, trust=trust, **square), task)
 
 
 def to_onnx(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
     """Write a network as ONNX, for ONNX Runtime and whoever reads that format, and see that it computes the same.
 
     Args:
-        network: A classifier in evaluation mode, of ours or of timm's. It is left as it is.
+        network: A classifier in evaluation mode, of ours or of timm's, on any device, in any type and memory format;
+            also in DistributedDataParallel, an average of weights or torch.compile. It is left as it is.
         output: File to write, ending in .onnx; a manifest, `output` and `.json`, is written beside it.
         **options: `size`, `dynamic`, `images`, `int8`, `tolerance` and `overwrite`, as `export` has them.
 
@@ -87,7 +92,9 @@ def to_onnx(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
         checks have `calibration`, too, and `real` has `accuracy` where the images' folders are labels.
 
     Raises:
-        ValueError: For arguments that cannot work, and for a file whose result is wrong: it is not kept.
+        ValueError: For arguments that cannot work, for a network whose weights or logits are not finite or whose logits
+            are constant, for an output that another process or thread is writing, and for a file whose result is wrong:
+            it is not kept.
         FileNotFoundError: For an output without a folder.
         ModuleNotFoundError: Without the extra of the format; it names the pip command.
     """

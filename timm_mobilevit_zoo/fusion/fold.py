@@ -45,8 +45,10 @@ def fuse(model: nn.Module, *, prepack: bool = False) -> nn.Module:
     calls; its state dict is another, so it is no place to load weights into, and it is not for training.
 
     Args:
-        model: A network in evaluation mode: one of ours, or of timm's. Layers inside modules that timm hides from
-            tracing stay as they are, and so does a layer that has hooks or whose tensors are used outside of it.
+        model: A network in evaluation mode: one of ours, or of timm's; also in DistributedDataParallel or an average of
+            weights. Layers inside modules that timm hides from tracing stay as they are, and so does a layer that has
+            hooks or whose tensors are used outside of it; parametrised weights become plain ones. Other threads may use
+            the model meanwhile.
         prepack: Also lay out the weights of 2-d convolutions and linear layers as oneDNN wants them, and compute with
             them the activations behind them. Such a copy is for float32 on a CPU: it is not moved, copied, saved,
             exported, scripted or compiled, and it computes no gradients.

@@ -84,7 +84,8 @@ class _Tracer(fx.Tracer):
                     return self.getattr(name, cls.__getattr__(module, name), proxies)
 
                 own = {"__call__": call, "__getattr__": read, "__module__": cls.__module__}
-                classes[cls] = type(cls)(cls.__name__, (cls,), own)
+                make: Any = type(cls)
+                classes[cls] = make(cls.__name__, (cls,), own)
             torch_fx._patch_wrapped_functions(functions)
             wrap(names)
             for searched in self._autowrap_search:

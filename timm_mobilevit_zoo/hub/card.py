@@ -88,7 +88,7 @@ def pushed_card(folder: Path, repo_id: str) -> bytes:
         raise Refused(f"{CARD} has more than {MAX_CARD_BYTES} bytes")
     try:
         with open_regular(path) as file:
-            text = file.read(MAX_CARD_BYTES).decode("utf-8-sig")
+            text = re.sub(r"\r\n?", "\n", file.read(MAX_CARD_BYTES).decode("utf-8-sig"))
         data = _metadata(text)
     except Exception as error:  # no UTF-8, or no YAML, whose errors are its library's own
         raise Refused(f"{CARD} cannot be read: {' '.join(str(error)[:1000].split())[:200]}") from None
@@ -113,7 +113,7 @@ def _metadata(text: str) -> dict[str, Any]:
     Raises:
         ValueError: For a head that is too long or names a part of itself, which could then unfold without end.
     """
-    lines = re.split(r"\r\n|\r|\n", text.lstrip())
+    lines = text.lstrip().split("\n")
     ends = [place for place, line in enumerate(lines) if line.rstrip() == "---"][:2]
     if len(ends) < 2 or ends[0] != 0:
         return {}

@@ -1,6 +1,5 @@
 """Folders of weights, checked and written."""
 
-import copy
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -10,10 +9,9 @@ import timm
 import torch
 from timm.models import save_for_hf
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from timm_mobilevit_zoo.common.files import appearing, digests
-from timm_mobilevit_zoo.models.copies import unwrapped
+from timm_mobilevit_zoo.models.copies import copied, unwrapped
 from timm_mobilevit_zoo.models.loading import label_list, read_by
 from timm_mobilevit_zoo.models.names import our_models, own_name
 from timm_mobilevit_zoo.models.pins import CONFIG, WEIGHTS, package_configs
@@ -153,15 +151,7 @@ def export(model: nn.Module, folder: str | Path, *, card: Mapping[str, Any], lab
 
 def _plain_copy(model: nn.Module) -> Any:
     """Return a copy on the CPU, in evaluation mode, whose weights are plain tensors."""
-    try:
-        network = copy.deepcopy(model).eval()
-    except RuntimeError as error:  # of torch's older weight_norm and its kind, whose weights are no parameters
-        raise ValueError(f"model={type(model).__name__} cannot be copied: {str(error)[:200]}") from None
-    network.to("cpu", memory_format=torch.contiguous_format)
-    for module in list(network.modules()):
-        for name in list(module.parametrizations) if parametrize.is_parametrized(module) else ():
-            parametrize.remove_parametrizations(module, name)
-    return network
+    return copied(model).eval().to("cpu", memory_format=torch.contiguous_format)
 
 
 def _check_model(model: Any) -> None:

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from timm_mobilevit_zoo.common.extras import require
 from timm_mobilevit_zoo.common.files import replacing
 from timm_mobilevit_zoo.common.images import data_config, reader
+from timm_mobilevit_zoo.common.quiet import quiet
 from timm_mobilevit_zoo.models.copies import unwrapped
 from timm_mobilevit_zoo.models.loading import load, load_checkpoint
-from timm_mobilevit_zoo_cli.checks import check
+from timm_mobilevit_zoo_cli.checks import check, plain
+from timm_mobilevit_zoo_cli.text import printable
 
 from .places import find_vit, locate, received
 from .recording import Layer, record
@@ -25,8 +27,9 @@ __all__ = ["KINDS", "attention_maps", "draw", "draw_file", "panels_of", "rollout
 def attention_maps(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """Return what every softmax attention of a network attends to, and CloFormer's gates, in order of execution.
 
-    The model runs once, in eval mode, without gradients and without fused kernels, which never show their maps;
-    afterwards each module's mode, switch and hooks are as they were. All maps stay in memory, on the model's device.
+    The model's layers run once, in eval mode, without gradients and without fused kernels, which never show their maps.
+    They do so in a copy that shares the weights: each module's mode, switch and hooks stay as they are, and other
+    threads may use the model meanwhile. All maps stay in memory, on the model's device.
 
     Args:
         model: A network of ours, or of timm's where it lets attention pass through a child `attn_drop`: ViT, DeiT,
@@ -124,7 +127,12 @@ def draw_file(
         FileNotFoundError: For a path that is not there.
         ModuleNotFoundError: Without the extra `viz`.
     """
-    given = dict(locals())
+    given = plain(dict(locals()))
+    model, image, output, checkpoint, img_size = (
+        given[name] for name in ("model", "image", "output", "checkpoint", "img_size")
+    )
+    if not isinstance(model, str):
+        raise ValueError(f"model={type(model).__name__} must be a folder or a name; draw takes a network")
     target, folder = Path(output), Path(model.removeprefix("local-dir:"))
     endings = require("matplotlib.figure", "viz").Figure().canvas.get_supported_filetypes()
     if target.suffix.lower().removeprefix(".") not in endings:
@@ -140,13 +148,13 @@ def draw_file(
     x = reader(data_config(network, img_size=img_size))(image)[None]
     layers = record(network, x)
     figure = _figure(network, x, layers)
-    with replacing(target) as part:
+    with replacing(target) as part, quiet():  # a font may lack letters of a stranger's names
         figure.savefig(part, format=target.suffix.lower().removeprefix("."), dpi=150)
-    if not (is_folder or pretrained or checkpoint):
-        sys.stdout.write(f"the weights of {model} are random, and so are these maps\n")
     shapes = {name: tuple(layer.values.shape) for name, layer in layers.items()}
-    sys.stdout.writelines(f"{name}: {shape}\n" for name, shape in shapes.items())
-    sys.stdout.write(f"drew {target}\n")
+    lines = [f"{name}: {shape}" for name, shape in shapes.items()] + [f"drew {target}"]
+    if not (is_folder or pretrained or checkpoint):
+        lines.insert(0, f"the weights of {model} are random, and so are these maps")
+    sys.stdout.writelines(f"{printable(line)}\n" for line in lines)
     return shapes
 
 
@@ -238,7 +246,7 @@ def _figure(network: nn.Module, x: Tensor, layers: dict[str, Layer]) -> Any:
         else:  # differences below a hundredth are not worth all colours
             options |= {"vmin": min(float(values.min()), 0.99 * limit), "vmax": limit}
         drawn = axis.imshow(values.cpu().numpy(), **options)
-        axis.set_title(title, fontsize=7)
+        axis.set_title(title, fontsize=7, parse_math=False)  # names are no formulas
         axis.set(xticks=[], yticks=[])
         bar = figure.colorbar(drawn, ax=axis, shrink=0.9, format="%.4g")
         bar.ax.tick_params(labelsize=6)

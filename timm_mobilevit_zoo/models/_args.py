@@ -15,7 +15,7 @@ def check_args(args: Mapping[str, Any], levels: Sequence[str] = (), *, last_thre
 
     Args:
         args: A constructor's arguments, its `locals()`. Of those here `in_chans` must be at least 1, `num_classes` at
-            least 0, `global_pool` one of timm's names, `output_stride` 8, 16 or 32, and a `..._rate` lies in [0, 1).
+            least 0, `global_pool` one of timm's names, `output_stride` 8, 16, 32 or None; a `..._rate` lies in [0, 1).
         levels: Names of those that have one entry a stage; an entry that is no tuple is a whole number from 1.
         last_three: Names of those that have one for each of the last three stages.
 
@@ -27,7 +27,7 @@ def check_args(args: Mapping[str, Any], levels: Sequence[str] = (), *, last_thre
             raise ValueError(f"{name}={args[name]} must be at least {least}, a whole number")
     if "global_pool" in args and args["global_pool"] not in POOLS:
         raise ValueError(f"global_pool={args['global_pool']!r} is none of {', '.join(map(repr, POOLS))}")
-    if args.get("output_stride", 32) not in OUTPUT_STRIDES:
+    if args.get("output_stride") not in (None, *OUTPUT_STRIDES):
         raise ValueError(f"output_stride={args['output_stride']} must be one of {', '.join(map(str, OUTPUT_STRIDES))}")
     for name in args:
         if name.endswith("_rate") and not 0 <= args[name] < 1:
@@ -86,13 +86,17 @@ def drop_size_args(args: dict[str, Any]) -> None:
         args.pop(name, None)
 
 
-def dilations(output_stride: int) -> list[tuple[int, int, int]]:
+def dilations(output_stride: int | None, strides: Sequence[int] = STRIDES) -> list[tuple[int, int, int]]:
     """Return what keeps a network's maps at `output_stride` with the weights of one that halves them further.
 
     Where a stage no longer halves the map, its cells lie closer, so what looks at neighbours must look further.
 
+    Args:
+        output_stride: In image pixels; None for what the network has.
+        strides: Of the network's stages, in image pixels.
+
     Returns:
         For each stage the stride and the dilation of the layer that opens it, and the dilation of its other layers.
     """
-    wide = [max(1, stride // output_stride) for stride in STRIDES]
+    wide = [max(1, stride // (output_stride or stride)) for stride in strides]
     return [(2 if now == before else 1, before, now) for before, now in zip([1, *wide[:-1]], wide, strict=True)]

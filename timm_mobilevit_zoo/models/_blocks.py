@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as _everyones
 
 __all__ = ["depthwise", "depthwise_conv", "every", "fold", "init_linear", "is_exporting", "unfold"]
 
@@ -20,7 +20,13 @@ is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compili
 
 
 def depthwise_conv(
-    dim: int, kernel_size: int, stride: int = 1, dilation: int = 1, device: Any = None, dtype: Any = None
+    dim: int,
+    kernel_size: int,
+    stride: int = 1,
+    dilation: int = 1,
+    bias: bool = True,
+    device: Any = None,
+    dtype: Any = None,
 ) -> nn.Conv2d:
     """Return a depthwise convolution, `(B, dim, H, W) -> (B, dim, ceil(H / stride), ceil(W / stride))`.
 
@@ -29,11 +35,12 @@ def depthwise_conv(
         kernel_size: Side of the weights, odd, in map cells.
         stride: In map cells.
         dilation: In map cells.
+        bias: Whether it has one.
         device: Where to create the parameters.
         dtype: Type of the parameters.
     """
     pad = dilation * (kernel_size // 2)
-    return nn.Conv2d(dim, dim, kernel_size, stride, pad, dilation, groups=dim, device=device, dtype=dtype)
+    return nn.Conv2d(dim, dim, kernel_size, stride, pad, dilation, dim, bias, device=device, dtype=dtype)
 
 
 def depthwise(conv: nn.Module, x: Tensor) -> Tensor:
@@ -73,8 +80,10 @@ def _has_faster_gradient(conv: Any, x: Tensor) -> bool:
 
 def _is_watched(conv: nn.Module) -> bool:
     """Tell whether anyone would notice that a layer was not called: its hooks, all layers' hooks, another `forward`."""
-    hooks = conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks or conv._backward_pre_hooks
-    return bool(hooks) or _has_any_global_hook() or "forward" in conv.__dict__
+    own = conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks or conv._backward_pre_hooks
+    forward = _everyones._global_forward_hooks or _everyones._global_forward_pre_hooks
+    backward = _everyones._global_backward_hooks or _everyones._global_backward_pre_hooks
+    return bool(own or forward or backward) or "forward" in conv.__dict__
 
 
 def _weight_gradient(x: Tensor, grad: Tensor, kernel_size: Any, stride: Any, padding: Any, dilation: Any) -> Tensor:

@@ -29,7 +29,8 @@ def strict_filter(filter_fn: FilterFn[ModelT], pretrained_strict: bool = True) -
         out |= counters(model.state_dict(), out)
         cfg: Any = model.pretrained_cfg
         classifiers = cfg.get("classifier") or "head"  # one name or, as DeiT has, several
-        heads = tuple(f"{name}." for name in ([classifiers] if isinstance(classifiers, str) else classifiers))
+        names = [classifiers] if isinstance(classifiers, str) else classifiers
+        heads = tuple(f"{name}{end}" for name in names for end in (".", "_norm."))  # there is no norm without classes
         wrong = {
             "missing": sorted(k for k in model.state_dict().keys() - out.keys() if not k.startswith(heads)),
             "unexpected": sorted(k for k in out.keys() - model.state_dict().keys() if not k.startswith(heads)),

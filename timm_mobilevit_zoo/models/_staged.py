@@ -133,7 +133,9 @@ class StagedModel(nn.Module):
         head_std: Standard deviation of the truncated normal distribution that a new classifier's weights are drawn
             from, its bias then 0; 0 for torch's own initial values.
         distilled: Whether there is a second classifier, for a teacher's labels; the logits are the mean of both.
-        output_stride: Stride at which the stages stop to halve the map: 8, 16 or 32, in image pixels.
+        head_norms: Whether there is a BatchNorm in front of each classifier, as in LeViT.
+        strides: Of the stages, in image pixels.
+        output_stride: Stride at which the stages stop to halve the map: 8, 16 or 32, in image pixels; None for none.
 
     Attributes:
         feature_info: For each level its channels (`num_chs`), stride (`reduction`) and child (`module`).
@@ -142,6 +144,7 @@ class StagedModel(nn.Module):
         head: The classifier, an `nn.Linear`, or `nn.Identity` for `num_classes=0`.
         head_dist: The second classifier, or None: as in timm's DeiT and LeViT, but in front of `head`, since clients
             look for a classifier in the last child.
+        head_norm: What is between pool and `head`, a BatchNorm or `nn.Identity()`; `head_dist_norm` likewise.
     """
 
     __jit_unused_properties__ = ("set_distilled_training",)
@@ -162,17 +165,20 @@ class StagedModel(nn.Module):
         head_bias: bool = True,
         head_std: float = 0.0,
         distilled: bool = False,
-        output_stride: int = STRIDES[-1],
+        head_norms: bool = False,
+        strides: Sequence[int] = STRIDES,
+        output_stride: int | None = None,
     ) -> None:
         super().__init__()
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.head_bias = head_bias
         self.head_std = head_std
+        self.head_norms = head_norms
         self.distilled_training = False
         self.num_features = num_features or embed_dims[-1]
         levels = [(stem_dim, 2, "stem")] if stem_dim else []
-        strides = [min(stride, output_stride) for stride in STRIDES]
+        strides = [min(stride, output_stride or stride) for stride in strides]
         levels += [
             (dim, stride, f"stage{i}") for i, (dim, stride) in enumerate(zip(embed_dims, strides, strict=True), 1)
         ]
@@ -187,8 +193,14 @@ class StagedModel(nn.Module):
         self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
         self.head_drop = nn.Dropout(drop_rate)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self.head_dist_norm = self._head_norm() if distilled else nn.Identity()
         self.head_dist = self._classifier() if distilled else None
+        self.head_norm = self._head_norm()
         self.head = self._classifier()
+
+    def _head_norm(self, **dd: Any) -> nn.Module:
+        wanted = self.head_norms and self.num_classes
+        return nn.BatchNorm1d(self.head_hidden_size, **dd) if wanted else nn.Identity()
 
     def _classifier(self, **dd: Any) -> nn.Module:
         if not self.num_classes:
@@ -223,13 +235,14 @@ class StagedModel(nn.Module):
         if pre_logits:
             return x
         is_map = self.global_pool.pool_type == ""
-        x = x.permute(0, 2, 3, 1) if is_map else x
-        logits = self.head(x)
-        logits = logits.permute(0, 3, 1, 2) if is_map else logits
+        cells = x.permute(0, 2, 3, 1).flatten(0, 2) if is_map else x
+        logits = self.head(self.head_norm(cells))
+        logits = logits.unflatten(0, (x.shape[0], x.shape[2], x.shape[3])).permute(0, 3, 1, 2) if is_map else logits
         if self.head_dist is None:
             return logits
-        logits_dist = self.head_dist(x)
-        logits_dist = logits_dist.permute(0, 3, 1, 2) if is_map else logits_dist
+        logits_dist = self.head_dist(self.head_dist_norm(cells))
+        if is_map:
+            logits_dist = logits_dist.unflatten(0, (x.shape[0], x.shape[2], x.shape[3])).permute(0, 3, 1, 2)
         if self.distilled_training and self.training and not torch.jit.is_scripting():
             both: Any = (logits, logits_dist)
             return both
@@ -348,7 +361,9 @@ class StagedModel(nn.Module):
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         dd = get_device_dtype(self)
         if self.head_dist is not None:
+            self.head_dist_norm = self._head_norm(**dd).train(self.training)
             self.head_dist = self._classifier(**dd).train(self.training)
+        self.head_norm = self._head_norm(**dd).train(self.training)
         self.head = self._classifier(**dd).train(self.training)
 
     @torch.jit.ignore

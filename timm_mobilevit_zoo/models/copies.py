@@ -1,6 +1,7 @@
 """Networks that we may change: a caller's own keeps its modes, switches, hooks and layout, and other threads use it."""
 
 import copy
+from types import MethodType
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def twin(network: nn.Module) -> Any:
 
     Only the modes are set: some networks' own `train` and `eval` do more than that.
     """
-    own = copy.deepcopy(network, {id(tensor): tensor for tensor in _tensors(network)})
+    own = copy.deepcopy(network, _hooks(network) | {id(tensor): tensor for tensor in _tensors(network)})
     for module in own.modules():
         module.training = False
     return own
@@ -39,8 +40,10 @@ def twin(network: nn.Module) -> Any:
 @torch.no_grad()
 def copied(network: nn.Module) -> Any:
     """Return a copy in which layers have weights, where those of the network were computed from others in each call."""
-    computed = {id(tensor): tensor.detach().clone() for tensor in _tensors(network) if not tensor.is_leaf}
-    own = copy.deepcopy(network, computed)
+    computed: dict[int, Any] = {
+        id(tensor): tensor.detach().clone() for tensor in _tensors(network) if not tensor.is_leaf
+    }
+    own = copy.deepcopy(network, _hooks(network) | computed)
     for module in list(own.modules()):
         if parametrize.is_parametrized(module):
             # torch's own removal takes the names out of the class, which the caller's layer has, too.
@@ -64,3 +67,10 @@ def _tensors(network: nn.Module) -> list[Tensor]:
         values = (*module._parameters.values(), *module._buffers.values(), *vars(module).values())
         found += [value for value in values if isinstance(value, Tensor)]
     return found
+
+
+def _hooks(network: nn.Module) -> dict[int, Any]:
+    """Return hooks that are methods of something else, by id: that is the caller's, and seldom can be copied."""
+    hooks = (hook for m in network.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
+    methods = (hook for hook in hooks if isinstance(hook, MethodType))
+    return {id(method): method for method in methods if not isinstance(method.__self__, nn.Module)}

@@ -114,7 +114,7 @@ def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor], **kwargs: An
         **kwargs: More arguments of `create`.
     """
     overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
-    overlay |= {"source": "", "file": None, "state_dict": dict(tensors)}
+    overlay |= {"source": None, "file": None, "state_dict": dict(tensors)}
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(config), encoding="utf-8")
         return forget(create(f"local-dir:{folder}", pretrained=True, pretrained_cfg_overlay=overlay, **kwargs))

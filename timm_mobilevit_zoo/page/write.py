@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Sequence
 from itertools import chain, count
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from timm_mobilevit_zoo import __version__
 from timm_mobilevit_zoo.common.extras import require
-from timm_mobilevit_zoo.common.files import appearing, digests
+from timm_mobilevit_zoo.common.files import appearing, claiming, digests
 from timm_mobilevit_zoo.common.images import data_config, images_in
 from timm_mobilevit_zoo.common.quiet import quiet
 from timm_mobilevit_zoo.export import to_onnx
@@ -24,7 +25,7 @@ from timm_mobilevit_zoo.export.task import TOLERANCE
 from timm_mobilevit_zoo.maps.drawing import KINDS, panels_of
 from timm_mobilevit_zoo.maps.recording import record
 from timm_mobilevit_zoo.models.loading import load
-from timm_mobilevit_zoo_cli.checks import INDEX, check
+from timm_mobilevit_zoo_cli.checks import INDEX, check, plain
 
 from . import ortweb
 from .server import POLICY
@@ -62,7 +63,9 @@ def page(
         FileNotFoundError: For an output without a folder around it, or a model or runtime that is not there.
         ModuleNotFoundError: Without the extra `onnx`; it names the pip command.
     """
-    check("page", dict(locals()))
+    options = plain(dict(locals()))
+    check("page", options)
+    models, output, runtime, images = (options[name] for name in ("models", "output", "runtime", "images"))
     target = Path(output)
     if bool(runtime) == fetch_runtime:
         raise ValueError(
@@ -74,24 +77,32 @@ def page(
     for module in FORMATS["onnx"].modules:
         require(module, FORMATS["onnx"].extra)
     parts = None if fetch_runtime else ortweb.read(Path(runtime))
-    networks = {name: _load(model, pretrained, trust) for name, model in zip(_names(models), models, strict=True)}
-    with appearing(target) as part:
-        shutil.copytree(Path(__file__).with_name("assets"), part, dirs_exist_ok=True)
-        html = part / "index.html"
-        html.write_text(html.read_text(encoding="utf-8").replace("{{policy}}", POLICY), encoding="utf-8")
-        for folder in (part / INDEX.parent, part / "runtime"):
-            folder.mkdir()
+    with claiming(target, "output"):
+        check("page", options)  # another may have written it since
+        networks = {name: _load(model, pretrained, trust) for name, model in zip(_names(models), models, strict=True)}
         if parts is None:
-            parts = ortweb.fetch(part.parent)
-        for name, content in parts.items():
-            (part / "runtime" / name).write_bytes(content)
-        (part / "LICENSE.onnxruntime").replace(part / "runtime" / "LICENSE")
-        index = {
-            "models": [_write(name, network, part / INDEX.parent, images) for name, network in networks.items()],
-            "runtime": {"version": ortweb.VERSION, "files": {name: len(content) for name, content in parts.items()}},
-            "versions": {"timm_mobilevit_zoo": __version__, "timm": timm.__version__, "torch": torch.__version__},
-        }
-        (part / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+            with tempfile.TemporaryDirectory() as scratch:
+                parts = ortweb.fetch(Path(scratch))
+        with appearing(target) as part:
+            return _fill(part, networks, parts, images)
+
+
+def _fill(part: Path, networks: dict[str, Any], parts: dict[str, bytes], images: str) -> dict[str, Any]:
+    """Write all files of a page into an empty folder, and return what the page reads first."""
+    shutil.copytree(Path(__file__).with_name("assets"), part, dirs_exist_ok=True)
+    html = part / "index.html"
+    html.write_text(html.read_text(encoding="utf-8").replace("{{policy}}", POLICY), encoding="utf-8")
+    for folder in (part / INDEX.parent, part / "runtime"):
+        folder.mkdir()
+    for name, content in parts.items():
+        (part / "runtime" / name).write_bytes(content)
+    (part / "LICENSE.onnxruntime").replace(part / "runtime" / "LICENSE")
+    index = {
+        "models": [_write(name, network, part / INDEX.parent, images) for name, network in networks.items()],
+        "runtime": {"version": ortweb.VERSION, "files": {name: len(content) for name, content in parts.items()}},
+        "versions": {"timm_mobilevit_zoo": __version__, "timm": timm.__version__, "torch": torch.__version__},
+    }
+    (part / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     return index
 
 
@@ -135,7 +146,8 @@ def _write(name: str, network: Any, folder: Path, images: str) -> dict[str, Any]
     """Write a network and its maps, and return what the page is told of them."""
     file, maps = folder / f"{name}.onnx", folder / f"{name}.maps.onnx"
     manifest = to_onnx(network, str(file), images=images)
-    x = torch.randn(2, 1, *manifest["input"]["shape"][1:], generator=torch.Generator().manual_seed(0))
+    shape, generator = manifest["input"]["shape"], torch.Generator().manual_seed(0)
+    x = torch.randn(2, *shape, generator=generator, dtype=torch.float32, device="cpu")
     return {
         "name": name,
         "file": file.name,
@@ -185,10 +197,12 @@ def _write_maps(network: nn.Module, x: Tensor, path: Path) -> dict[str, Any] | N
         )
     session = require("onnxruntime", "onnx").InferenceSession(str(path), providers=["CPUExecutionProvider"])
     found = [torch.from_numpy(values) for values in session.run(None, {INPUT: x[1].numpy()})]
+    if not all(values.isfinite().all() for values in found):
+        raise ValueError(f"onnx computes the maps of {path.name} wrongly: they are not finite")
     error = max(
         float((a - b).abs().max() / b.abs().max().clamp(min=1e-12)) for a, b in zip(found, expected, strict=True)
     )
-    if not error <= TOLERANCE:  # NaN is not
+    if error > TOLERANCE:
         raise ValueError(f"onnx computes the maps of {path.name} wrongly: off by {error:.1e} of the largest value")
     content = path.read_bytes()
     digest = digests(content)["sha256"]

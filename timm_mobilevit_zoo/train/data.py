@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from PIL import Image, ImageOps
 from timm.data import create_dataset, create_loader
@@ -320,9 +321,23 @@ def make_loader(images: Any, config: dict[str, Any], options: dict[str, Any], is
         persistent_workers=False,  # a worker that outlived its epoch would carry its random state into the next
         **(augmentation if is_training else {}),
     )
-    _mend_posterize(images.transform)
+    if is_training:
+        _mend_posterize(images.transform)
     images.transform = Compose([pixels, images.transform])
+    if is_training and options["auto_augment"]:
+        _try_policy(images.transform, pixels.mode, options)
     return loader
+
+
+def _try_policy(transform: Any, mode: str, options: dict[str, Any]) -> None:
+    """Refuse a policy that fails on a picture; AugMix does on grey ones before timm 1.0.30."""
+    try:
+        transform(Image.linear_gradient("L").resize((64, 48)).convert(mode))
+    except Exception as error:
+        raise ValueError(
+            f"auto_augment={options['auto_augment']!r} fails with timm {timm.__version__} and images of "
+            f"{options['in_chans']} channel(s): {error}"
+        ) from error
 
 
 def _mend_posterize(transform: Any) -> None:

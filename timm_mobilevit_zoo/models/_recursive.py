@@ -1,0 +1,279 @@
+"""RecNeXt's layers: recursive convolution, linear attention on the halved map, and the blocks around them.
+
+Shapes: B batch, C channels, H x W map, h heads, d channels of a head's queries and keys, N = H * W cells.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ._args import check_sizes
+from ._blocks import depthwise, depthwise_conv
+from .traits import form_of
+
+__all__ = [
+    "Block",
+    "Downsample",
+    "LinearAttention",
+    "PartialBlock",
+    "RecAttention",
+    "RecConv",
+    "RepConv",
+    "conv_norm",
+    "mlp",
+]
+
+
+def _apart(x: Tensor, step: int) -> Tensor:
+    """Part a map into maps of every `step`-th cell. `(B, C, H, W) -> (B step^2, C, ceil(H / step), ceil(W / step))`."""
+    if step == 1:
+        return x
+    C, H, W = x.shape[1:]
+    x = F.pixel_unshuffle(F.pad(x, (0, -W % step, 0, -H % step), mode="replicate"), step)
+    return x.unflatten(1, (C, step * step)).transpose(1, 2).flatten(0, 1)
+
+
+def _together(x: Tensor, step: int, like: Tensor) -> Tensor:
+    """Undo `_apart`. `(B step^2, C, h, w) -> (B, C, H, W)`, the shape of `like`."""
+    if step == 1:
+        return x
+    B, _, H, W = like.shape
+    x = x.unflatten(0, (B, step * step)).transpose(1, 2).flatten(1, 2)
+    return F.pixel_shuffle(x, step)[:, :, :H, :W]
+
+
+class RecConv(nn.Module):
+    """Recursive convolution (sec. 3.2). `(B, C, H, W) -> (B, C, H, W)`, any H and W.
+
+    It sees as far as a kernel of `2 ** levels` times the side, with `levels + 2` kernels. The defaults are those of the
+    third stage of RecNeXt-M.
+
+    Args:
+        dim: Channels `C`.
+        levels: How often the map is halved.
+        kernel_size: Side of all depthwise convolutions, odd, in map cells.
+        dilation: How many times closer the map's cells lie than where the weights come from.
+        device: Where to create the parameters.
+        dtype: Type of the parameters.
+
+    Raises:
+        ValueError: For a size below 1 or an even kernel.
+    """
+
+    def __init__(
+        self, dim: int, levels: int = 2, kernel_size: int = 5, dilation: int = 1, device: Any = None, dtype: Any = None
+    ) -> None:
+        given = dict(locals())
+        conv = partial(depthwise_conv, bias=False, device=device, dtype=dtype)
+        super().__init__()
+        check_sizes(given, ("dim", "levels", "kernel_size", "dilation"))
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size={kernel_size} must be odd")
+        self.levels, self.dilation = levels, dilation
+        self.down = conv(dim, kernel_size, 2)
+        self.convs = nn.ModuleList(conv(dim, kernel_size) for _ in range(levels + 1))  # the coarsest map's first
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = [_apart(x, self.dilation)]
+        for _ in range(self.levels):
+            maps.append(self.down(maps[-1]) if torch.jit.is_scripting() else depthwise(self.down, maps[-1]))
+        y = x
+        for level, conv in enumerate(self.convs):
+            finer = maps.pop()
+            y = finer + F.interpolate(y, size=finer.shape[2:], mode="bilinear") if level > 0 else finer
+            y = conv(y) if torch.jit.is_scripting() else depthwise(conv, y)
+        return _together(y, self.dilation, x)
+
+
+def conv_norm(
+    dim: int,
+    out_dim: int,
+    kernel_size: int = 1,
+    stride: int = 1,
+    groups: int = 1,
+    bias: bool = False,
+    dilation: int = 1,
+    **dd: Any,
+) -> nn.Sequential:
+    pad = dilation * (kernel_size // 2)
+    conv = nn.Conv2d(dim, out_dim, kernel_size, stride, pad, dilation, groups, bias, **dd)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_dim, **dd))
+
+
+class DepthwiseNorm(nn.Sequential):
+    """A depthwise convolution and its norm. `(B, C, H, W) -> (B, C, ceil(H / stride), ceil(W / stride))`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self[1](self[0](x) if torch.jit.is_scripting() else depthwise(self[0], x))
+
+
+def depthwise_norm(
+    dim: int, kernel_size: int, stride: int = 1, bias: bool = False, dilation: int = 1, **dd: Any
+) -> nn.Sequential:
+    conv = depthwise_conv(dim, kernel_size, stride, dilation, bias, **dd)
+    return DepthwiseNorm(conv, nn.BatchNorm2d(dim, **dd))
+
+
+class LinearAttention(nn.Module):
+    """Attention without softmax, and a convolution of its values. `(B, C, H, W) -> (B, C, H, W)`.
+
+    Weights are products of `elu + 1` of queries and keys, divided by their sum over the keys; values are the map. Keys
+    meet values first, N C d products, or else queries first, N N (C + d), which are fewer on a map of few cells.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        qk_dim: int,
+        groups: int,
+        queries_first: bool,
+        dilation: int = 1,
+        bias: bool = False,
+        **dd: Any,
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.qk_dim, self.queries_first, self.dilation = num_heads, qk_dim, queries_first, dilation
+        self.qk = conv_norm(dim, 2 * qk_dim, groups=groups, bias=bias, **dd)
+        self.pos = depthwise_norm(dim, 3, bias=bias, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole, x = x, _apart(x, self.dilation)
+        B, C, H, W = x.shape
+        h, N = self.num_heads, H * W
+        q, k = (F.elu(self.qk(x)) + 1).chunk(2, dim=1)
+        q, k = q.reshape(B, h, self.qk_dim // h, N), k.reshape(B, h, self.qk_dim // h, N)
+        v = x.reshape(B, h, C // h, N)
+        scale = N**-0.5  # of both factors, so that sums over many cells stay within half precision
+        if self.queries_first:
+            attn = k.transpose(2, 3) @ q  # (B, h, N, N), keys in rows
+            y = (v * scale) @ (attn / (attn.mean(2, keepdim=True) + 1e-6) * scale)  # (B, h, C / h, N)
+        else:
+            context = (v * scale) @ (k * scale).transpose(2, 3)  # (B, h, C / h, d)
+            y = context @ q / (k.mean(3, keepdim=True).transpose(2, 3) @ q + 1e-6)  # (B, h, C / h, N)
+        return _together(y.reshape(B, C, H, W) + self.pos(x), self.dilation, whole)
+
+
+class RecAttention(nn.Module):
+    """Linear attention on the halved map, added to the map and convolved. `(B, C, H, W) -> (B, C, H, W)`, any H and W.
+
+    The defaults are those of the second stage of RecNeXt-A.
+
+    Args:
+        dim: Channels `C`, even, a multiple of `num_heads`.
+        num_heads: Heads.
+        kernel_size: Side of the depthwise convolutions before and after, odd, in map cells.
+        dilation: How many times closer the map's cells lie than where the weights come from.
+        bias: Whether convolutions have biases, though norms follow.
+        queries_first: Whether queries meet keys before values do: cheaper on maps of few cells.
+        device: Where to create the parameters.
+        dtype: Type of the parameters.
+
+    Raises:
+        ValueError: For a `dim` that is odd or that the heads do not divide, a size below 1 or an even kernel.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 4,
+        kernel_size: int = 5,
+        dilation: int = 1,
+        bias: bool = False,
+        queries_first: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        given = dict(locals())
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        check_sizes(given, ("dim", "num_heads", "kernel_size", "dilation"))
+        if dim % num_heads or dim % 2:
+            raise ValueError(f"dim={dim} must be even and a multiple of num_heads={num_heads}")
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size={kernel_size} must be odd")
+        self.dilation = dilation
+        self.down = depthwise_norm(dim, kernel_size, 2, bias, **dd)
+        self.attn = LinearAttention(dim, num_heads, dim, 2, queries_first, bias=bias, **dd)
+        self.conv = depthwise_norm(dim, kernel_size, bias=bias, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = _apart(x, self.dilation)
+        y = self.conv(y + F.interpolate(self.attn(self.down(y)), size=y.shape[2:], mode="nearest"))
+        return _together(y, self.dilation, x)
+
+
+class RepConv(nn.Module):
+    """A depthwise 3x3, a 1x1 and the map itself, summed: for `fuse` one convolution. `(B, C, H, W) -> (B, C, H, W)`."""
+
+    def __init__(self, dim: int, dilation: int) -> None:
+        super().__init__()
+        self.wide = depthwise_norm(dim, 3, bias=True, dilation=dilation)
+        self.narrow = depthwise_norm(dim, 1, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.wide(x) + self.narrow(x) + x
+
+
+@form_of(RepConv, kind="fused")
+def _one_convolution(layer: RepConv) -> nn.Module:
+    conv, narrow = (fuse_conv_bn_eval(*branch) for branch in (layer.wide, layer.narrow))
+    with torch.no_grad():
+        conv.weight += F.pad(narrow.weight + 1, (1, 1, 1, 1))
+        conv.bias += narrow.bias
+    return conv
+
+
+def mlp(dim: int, mlp_ratio: float, bias: bool = False) -> nn.Sequential:
+    hidden = int(dim * mlp_ratio)
+    return nn.Sequential(conv_norm(dim, hidden, bias=bias), nn.GELU(), conv_norm(hidden, dim, bias=bias))
+
+
+class Downsample(nn.Module):
+    """A strided convolution, then an MLP beside a shortcut. `(B, C, H, W) -> (B, D, ceil(H / 2), ceil(W / 2))`."""
+
+    def __init__(self, mixer: nn.Module, mlp: nn.Module, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.mixer = mixer
+        self.mlp = mlp
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mixer(x)
+        return x + self.drop_path(self.mlp(x))
+
+
+class Block(nn.Module):
+    """Mixer and MLP, one after the other, beside one shortcut. `(B, C, H, W) -> (B, C, H, W)`."""
+
+    def __init__(self, mixer: nn.Module, norm: nn.Module, mlp: nn.Module, drop_path: float) -> None:
+        super().__init__()
+        self.mixer = mixer
+        self.norm2 = norm
+        self.mlp = mlp
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.mlp(self.norm2(self.mixer(x))))
+
+
+class PartialBlock(nn.Module):
+    """A convolution, then, beside a shortcut, a mixer of the first channels and an MLP. `(B, C, H, W)`, shape kept."""
+
+    def __init__(self, local: nn.Module, mixer: nn.Module, width: int, mlp: nn.Module, drop_path: float) -> None:
+        super().__init__()
+        self.width = width
+        self.local = local
+        self.mixer = mixer
+        self.mlp = mlp
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.local(x)
+        mixed = torch.cat([self.mixer(x[:, : self.width]), x[:, self.width :]], dim=1)
+        return x + self.drop_path(self.mlp(mixed))
