@@ -29,6 +29,7 @@ from timm_mobilevit_zoo.maps.recording import Layer, _is_map, record
 from timm_mobilevit_zoo.models._pooled import PooledAttention
 from timm_mobilevit_zoo.models.edgevit import SparseAttention
 from timm_mobilevit_zoo.models.efficientmod import MapAttention
+from timm_mobilevit_zoo.models.loading import load_checkpoint
 
 # timm's networks, small images whose sides differ: Swin's need padding, MobileViT's are no multiple of its patches.
 THEIRS = {
@@ -791,7 +792,7 @@ def test_a_checkpoint_tells_its_number_of_classes(tmp_path):
     name = "deit_tiny_distilled_patch16_224"  # its config names two classifiers
     weights = timm.create_model(name, num_classes=2).state_dict()
     torch.save(weights, tmp_path / "weights.pth")
-    model = drawing._load(name, pretrained=False, checkpoint=str(tmp_path / "weights.pth"), img_size=None)
+    model = load_checkpoint(str(tmp_path / "weights.pth"), name)
     assert model.num_classes == 2
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
 

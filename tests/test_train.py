@@ -503,7 +503,7 @@ def test_a_head_in_a_tutorials_layout(digits, tmp_path, path, classes):
 
 def test_a_checkpoint_that_is_none(digits, tmp_path):
     picture = next((digits / "val" / "0").iterdir())
-    fails("checkpoint=.* is no file of weights", digits, tmp_path, checkpoint=str(picture))
+    fails("checkpoint=.* cannot be read as weights", digits, tmp_path, checkpoint=str(picture))
 
 
 def test_a_student_without_token(run, digits, tmp_path):
