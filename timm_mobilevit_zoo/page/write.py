@@ -64,6 +64,8 @@ def page(
         ModuleNotFoundError: Without the extra `onnx`; it names the pip command.
     """
     options = plain(dict(locals()))
+    if isinstance(models, list):
+        options["models"] = list(options["models"])  # messages tell what was given
     check("page", options)
     models, output, runtime, images = (options[name] for name in ("models", "output", "runtime", "images"))
     target = Path(output)
