@@ -108,8 +108,8 @@ def _weights(pattern: str, as_json: bool) -> int:
         digest = "pinned" if row["pinned"] else "unknown"
         table.append([row["name"], top1, row["license"] or "not stated", size, digest, where])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for line in table:
-        _say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    for cells in table:
+        _say("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
     _say("Top-1 is what the authors claim of the file, on ImageNet-1k. The links are as of 2026-11-29, and nobody here")
     _say("has had the files: a digest that is unknown is told by `timm-mobilevit-zoo pin NAME`, which downloads one.")
     return 0

@@ -15,7 +15,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import torch
 from huggingface_hub import constants
-from huggingface_hub.utils import tqdm
+from tqdm import tqdm
 
 from timm_mobilevit_zoo.common.extras import require
 from timm_mobilevit_zoo.common.files import digests, replacing

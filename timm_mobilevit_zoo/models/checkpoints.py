@@ -134,7 +134,7 @@ def _facts(found: Any, told: str) -> dict[str, Any]:
         facts["label_names"] = names
     if isinstance(stats, Mapping):
         for key in ("mean", "std"):
-            values = stats.get(key)
+            values: Any = stats.get(key)
             fits = isinstance(values, (list, tuple)) and len(values) in (1, 3)
             if not fits or not all(isinstance(value, float) and 0 <= value <= 1 for value in values):
                 raise ValueError(f"{told}: rgb_stats has {key}={printable(str(values)[:80])}, which are no shares of 1")
