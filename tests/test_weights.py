@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from local_hub import Server
+from local_hub import LocalHub, Server, client
+from safetensors.torch import load_file, save_file
 from test_parity import compare, keys
-from zoo import RECORDED, author_weights, recorded_image
+from zoo import GOLDEN, RECORDED, author_weights, recorded_image
 
 from timm_mobilevit_zoo import hub
 from timm_mobilevit_zoo.hub import download, weights
@@ -356,3 +357,69 @@ def test_a_pin_is_written_and_then_kept(host, moved, tmp_path, monkeypatch):
     assert json.loads(config.read_text())["file"] == {key: row[key] for key in ("revision", "sha256", "bytes")}
     with pytest.raises(ValueError, match="name='vit_nano_patch4_32' has no file of weights"):
         weights.pin(["vit_nano_patch4_32"])
+
+
+# The Hub: RecNeXt's own repositories
+
+SUOUS = {"hf_token_of_suous_to_write": ("suous", "write")}
+ASK = """
+import json, sys, warnings
+import timm, torch
+from safetensors.torch import save_file
+import timm_mobilevit_zoo
+from timm_mobilevit_zoo import hub
+torch.set_num_threads(1)
+said = []
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always", UserWarning)
+    for name in sys.argv[2:]:
+        try:
+            model = timm.create_model(name, pretrained=True).eval()
+            with torch.inference_mode():
+                image = torch.load(sys.argv[1])
+                save_file({"logits": model(image)}, f"{name}.safetensors")
+            said.append(model.pretrained_cfg["hf_hub_id"])
+        except (OSError, ValueError) as error:
+            said.append(f"{type(error).__name__}: {error}")
+print("\\n" + json.dumps(said))
+"""
+
+
+@pytest.fixture
+def recnext(tmp_path):
+    """A Hub with the repository of recnext_m0, what it holds there, and what a fresh process says of names."""
+    golden = next(path for path in GOLDEN if path.stem == "recnext_m0")
+    save_file(author_weights(golden), tmp_path / "model.safetensors")
+    files = {"model.safetensors": (tmp_path / "model.safetensors").read_bytes(), "config.json": b"{}"}
+    torch.save(recorded_image(64), tmp_path / "image.pt")
+    with LocalHub(tmp_path / "hub", SUOUS) as local:
+        local.add("suous/recnext_m0.dist_300e_in1k", files)
+
+        def ask(*names, home="home", **env):
+            done = client(["-c", ASK, str(tmp_path / "image.pt"), *names], local, tmp_path / home, **env)
+            assert done.returncode == 0, done.stderr
+            return json.loads(done.stdout.splitlines()[-1])
+
+        yield golden, local, ask, tmp_path / "home"
+
+
+def test_a_repository_of_others_gives_the_recorded_logits(recnext):
+    golden, local, ask, home = recnext
+    assert ask("recnext_m0") == ["suous/recnext_m0.dist_300e_in1k"]
+    compare(golden, "logits_64", load_file(home / "recnext_m0.safetensors")["logits"])
+    asked = len(local.requests)
+    assert ask("recnext_m0", "recnext_m0.dist_300e_in1k") == ["suous/recnext_m0.dist_300e_in1k"] * 2
+    assert len(local.requests) == asked  # from the cache, and nothing asked
+    (said,) = ask("recnext_m0.base_300e_in1k")
+    assert said.startswith("HubError: (401) model.safetensors of suous/recnext_m0.base_300e_in1k")
+
+
+def test_a_repository_of_others_that_sends_another_file(recnext):
+    _, local, ask, _ = recnext
+    local.faults.append({"action": "corrupt", "offset": 100_000, "match": r"safetensors$", "method": "GET", "times": 9})
+    local.faults.append({"action": "corrupt", "offset": 100_000, "host": "cdn", "method": "GET", "times": 9})
+    (said,) = ask("recnext_m0")
+    assert "its digest is" in said
+    local.faults.clear()
+    (found,) = ask("recnext_m0")
+    assert found == "suous/recnext_m0.dist_300e_in1k"

@@ -266,13 +266,21 @@ def write(root: Path = ROOT) -> None:
         (root / name).unlink()
 
 
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description="Write hub_configs/*.json and the tables of models.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 naming the stale files")
     if not parser.parse_args().check:
         write()
-    elif stale := check():
+        return
+    files = [config["file"] for config in map(_read, sorted((ROOT / HUB_CONFIGS).glob("*.json"))) if config["file"]]
+    pinned = sum(file["sha256"] is not None for file in files)
+    sys.stdout.write(f"{pinned} of {len(files)} files of others are pinned\n")
+    if stale := check():
         sys.exit("stale, run `python docs/tools/generate.py`: " + ", ".join(stale))
 
 

@@ -21,6 +21,7 @@ __all__ = ["causes", "metadata", "names_of_commit", "patient"]
 
 FoundT = TypeVar("FoundT")
 
+COMMIT = "[0-9a-f]{40}"
 NAME = "[0-9A-Za-z][0-9A-Za-z._-]{0,127}"
 WAITS = 1, 2, 4, 8  # seconds, between five attempts
 LONGEST = 60  # seconds that a Hub may ask for
@@ -37,7 +38,7 @@ def names_of_commit(what: str, revision: str) -> Iterator[None]:
 
     Args:
         what: The file, for the message.
-        revision: The commit that is asked for.
+        revision: The commit that is asked for; a branch may stand at any.
     """
     token = _expected.set((what, revision))
     try:
@@ -90,7 +91,8 @@ def _pause(error: Exception, wait: int) -> int | None:
 
 def _check(etag: str | None, commit: str | None, xet: str | None = None) -> None:
     what, revision = _expected.get() or ("", "")
-    if commit is not None and commit != revision:  # beside it lies what was downloaded as that commit, unpinned
+    pinned = re.fullmatch(COMMIT, revision)  # beside it lies what was downloaded as another commit, unpinned
+    if commit is not None and not (commit == revision if pinned else re.fullmatch(COMMIT, commit)):
         raise Refused(f"{what}: the Hub sent it as that of commit {commit[:80]!r}")
     if etag is not None and not re.fullmatch(NAME, etag):
         raise Refused(f"{what}: the Hub calls it {etag[:80]!r}, which is no name of a file")

@@ -8,15 +8,18 @@ from typing import Any
 import timm
 
 from timm_mobilevit_zoo.common.files import appearing
+from timm_mobilevit_zoo.common.files import digests as digests_of
 from timm_mobilevit_zoo.models.loading import build
 from timm_mobilevit_zoo.models.names import our_models
 from timm_mobilevit_zoo.models.pins import CONFIG, WEIGHTS, pins
+from timm_mobilevit_zoo.models.places import Place, place_of
 from timm_mobilevit_zoo_cli.checks import new_folder
 
 from . import commit
 from .card import CARD, pushed_card
 from .checks import Refused
-from .folder import check, check_content, read_content
+from .download import fetch_weights
+from .folder import check, check_content, export, read_content
 from .remote import check_repo_id, check_revision, check_token, fetch_checked, resolve
 
 __all__ = ["load", "pull", "push"]
@@ -53,7 +56,10 @@ def load(
         HubError: If the Hub cannot be reached, or does not give the files.
         Refused: For what `check` refuses, and for a file with another digest.
     """
-    repo_id, revision, sha256 = _pinned(_name(model), revision, sha256)
+    if (place := _place(_name(model))) and not (revision or sha256):
+        fetch_weights(place, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
+        return timm.create_model(model, pretrained=True, cache_dir=cache_dir, **kwargs)
+    repo_id, revision, sha256 = _pinned(model, revision, sha256)
     folder, found = fetch_checked(
         repo_id, revision, sha256, cache_dir=cache_dir, token=token, local_files_only=local_files_only
     )
@@ -89,7 +95,9 @@ def pull(
     """
     target = new_folder(output, "output") if output else None
     sha256 = None
-    if "/" in _name(model):
+    if (place := _place(_name(model))) and not revision:
+        return _pull_file(model, place, target, cache_dir, token)
+    if "/" in model:
         repo_id = model
         revision = resolve(repo_id, revision or "main", token)
     else:
@@ -167,6 +175,30 @@ def _name(model: Any) -> str:
     if not isinstance(model, str):
         raise ValueError(f"model={model!r} must be a repository, 'owner/name', or a registered name")
     return model
+
+
+def _place(model: str) -> Place | None:
+    """Return where another has the weights of a registered name, None without such a place."""
+    if "/" in model or not timm.is_model(model):
+        return None
+    cfg: Any = timm.get_pretrained_cfg(model)
+    return None if pins(cfg.architecture, cfg.tag) or model.partition(".")[0] not in our_models() else place_of(cfg)
+
+
+def _pull_file(model: str, place: Place, target: Path | None, cache_dir: Any, token: Any) -> dict[str, Any]:
+    """Download another's file, load it in its network, and write that as a folder of ours where one is given."""
+    path = fetch_weights(place, cache_dir=cache_dir, token=token)
+    network = timm.create_model(model, pretrained=True, cache_dir=cache_dir)
+    cfg = network.pretrained_cfg
+    told = {"path": str(path), "sha256": {path.name: digests_of(path)["sha256"]}}
+    if place.kind == "hub":
+        told |= {"repo_id": place.repo_id, "revision": path.parents[place.file.count("/")].name}
+    if target is not None:
+        card = {"license": cfg.get("license") or "unknown", "source": f"https://huggingface.co/{place.repo_id}"}
+        export(network, target, card=card if place.repo_id else card | {"source": place.url})
+        told["path"] = str(target)
+    params = sum(parameter.numel() for parameter in network.parameters())
+    return {"architecture": cfg["architecture"], "num_classes": network.num_classes, "params": params} | told
 
 
 def _pinned(
