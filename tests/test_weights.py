@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import http.server
 import json
+import re
 import sys
 import threading
 import types
@@ -16,6 +17,7 @@ import pytest
 import timm
 import torch
 from local_hub import LocalHub, Server, client
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_parity import compare, keys
 from zoo import GOLDEN, RECORDED, author_weights, recorded_image
@@ -423,3 +425,31 @@ def test_a_repository_of_others_that_sends_another_file(recnext):
     local.faults.clear()
     (found,) = ask("recnext_m0")
     assert found == "suous/recnext_m0.dist_300e_in1k"
+
+
+def test_the_readmes_first_example_runs_with_such_weights(recnext, tmp_path):
+    _, local, _, home = recnext
+    page = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+    code = re.search(r"^```py\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[1]
+    home.mkdir()
+    Image.new("RGB", (300, 200), "teal").save(home / "photo.jpg")
+    done = client(["-c", code], local, home)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"\S.*: \d+\.\d%", done.stdout.splitlines()[-1])
+    command = "import sys; from timm_mobilevit_zoo.cli import main; main(sys.argv[1:])"
+    done = client(["-c", command, "predict", "recnext_m0", "photo.jpg"], local, home)
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"photo\.jpg: [A-Za-z].* \d+\.\d%", done.stdout.splitlines()[-1])
+
+
+def test_hub_takes_names_whose_weights_are_others(host, moved, tmp_path):
+    host.answers[moved(BIRDS)] = packed(tmp_path, birds())
+    with pytest.warns(UserWarning, match="is not known"):
+        found = hub.pull(BIRDS, output=str(tmp_path / "folder"))
+    assert (found["architecture"], found["num_classes"], found["path"]) == ("casvit_xs", 371, str(tmp_path / "folder"))
+    assert hub.check(tmp_path / "folder")["num_classes"] == 371
+    model = hub.load(BIRDS, local_files_only=True)
+    again = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True)
+    assert again.pretrained_cfg["label_names"] == model.pretrained_cfg["label_names"]
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+    assert len(host.asked) == 1

@@ -14,7 +14,7 @@ from timm_mobilevit_zoo import __version__
 from timm_mobilevit_zoo.common.files import beside, claiming, digests, replacing_all
 from timm_mobilevit_zoo.common.images import data_config
 from timm_mobilevit_zoo.models.copies import copied, unwrapped
-from timm_mobilevit_zoo.models.loading import label_list
+from timm_mobilevit_zoo.models.loading import words_of
 from timm_mobilevit_zoo_cli.checks import plain
 
 from .compare import classes_of, compare, deviation_of, random_images, real_images, resized
@@ -119,10 +119,7 @@ def _prepared(network: nn.Module, task: Task) -> tuple[Any, dict[str, Any], Tens
 
 def _labels(network: Any, count: int) -> list[str] | None:
     """Return the names of classes that a network's config has, where there are as many as it computes."""
-    names = network.pretrained_cfg.get("label_names")
-    if names is None or count != network.num_classes:  # a head that was put in has another number
-        return None
-    return label_list(names, count)
+    return words_of(network) if count == network.num_classes else None  # a head that was put in has another number
 
 
 def _checks(

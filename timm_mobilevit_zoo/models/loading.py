@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import timm
 import torch
+from timm.data import ImageNetInfo
 from torch import Tensor
 
 from timm_mobilevit_zoo_cli.checks import is_folder
@@ -31,6 +32,7 @@ __all__ = [
     "read_by",
     "translate",
     "weights_from",
+    "words_of",
 ]
 
 ReadT = TypeVar("ReadT", bound=Callable[[Path], tuple[Mapping[str, Any], Mapping[str, Tensor]]])
@@ -168,6 +170,15 @@ def labels_of(model: Any) -> list[str] | None:
     """Return the names of a model's classes, None where its config has none; it raises as `label_list` does."""
     names = model.pretrained_cfg.get("label_names")
     return None if names is None else label_list(names, model.num_classes)
+
+
+def words_of(model: Any) -> list[str] | None:
+    """Return the names of a model's classes, ImageNet's own for weights of ImageNet-1k, None where there are none."""
+    names = labels_of(model)
+    if names is None and model.num_classes == 1000 and "in1k" in (model.pretrained_cfg.get("tag") or ""):
+        info = ImageNetInfo("imagenet-1k")
+        names = [info.index_to_description(index) for index in range(1000)]
+    return names
 
 
 def weights_from(file: str, model: str) -> dict[str, Any]:

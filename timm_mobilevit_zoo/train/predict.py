@@ -7,7 +7,7 @@ import torch
 
 from timm_mobilevit_zoo.common.images import data_config, reader
 from timm_mobilevit_zoo.models.copies import twin
-from timm_mobilevit_zoo.models.loading import labels_of
+from timm_mobilevit_zoo.models.loading import words_of
 from timm_mobilevit_zoo_cli.checks import check
 
 __all__ = ["predict"]
@@ -33,7 +33,7 @@ def predict(model: Any, images: Sequence[str], *, top: int = 5, batch_size: int 
     check("predict", dict(locals()))
     network = twin(model)
     read = reader(data_config(model))
-    labels = labels_of(model) or range(model.num_classes)
+    labels = words_of(model) or range(model.num_classes)
     results: list[dict[str, Any]] = []
     for start in range(0, len(images), batch_size):
         batch = []
