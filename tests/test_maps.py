@@ -582,7 +582,7 @@ def test_sampled_keys_stand_for_their_windows(size, sr_ratio, dilation):
 @pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize("size", [(8, 4), (6, 9), (3, 5)])
 def test_a_dilated_maps_keys_are_the_cells_that_it_kept(size, dilation):
-    layer = MapAttention(8, dilation, 0.0).eval()
+    layer = MapAttention(8, dilation, 0.0, 0.0).eval()
     layer.qkv = nn.Linear(8, len(layer.qkv.weight))  # with a bias, so that queries can be alike
     stare(layer)
     for i in range(0, size[0], dilation):

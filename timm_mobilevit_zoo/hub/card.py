@@ -94,7 +94,9 @@ def pushed_card(folder: Path, repo_id: str) -> bytes:
         raise Refused(f"{CARD} cannot be read: {' '.join(str(error)[:1000].split())[:200]}") from None
     licence = data.get("license")
     if not isinstance(licence, str) or licence not in LICENSES:
-        raise Refused(f"{CARD}: license={str(licence)[:80]!r} must be one of {', '.join(LICENSES)}")
+        raise Refused(
+            f"{CARD}: license={licence if licence is None else str(licence)[:80]!r} must be one of {', '.join(LICENSES)}"
+        )
     if licence == "other" and not (data.get("license_name") and data.get("license_link")):
         raise Refused(f"{CARD}: license='other' needs license_name and license_link")
     if data.get("library_name") != "timm":

@@ -194,8 +194,10 @@ def _pull_file(model: str, place: Place, target: Path | None, cache_dir: Any, to
     if place.kind == "hub":
         told |= {"repo_id": place.repo_id, "revision": path.parents[place.file.count("/")].name}
     if target is not None:
-        card = {"license": cfg.get("license") or "unknown", "source": f"https://huggingface.co/{place.repo_id}"}
-        export(network, target, card=card if place.repo_id else card | {"source": place.url})
+        source = f"https://huggingface.co/{place.repo_id}" if place.repo_id else place.url
+        stated = {"license": cfg["license"]} if cfg.get("license") else {}
+        unstated = {"license": "other", "license_name": "none-stated", "license_link": cfg["origin_url"]}
+        export(network, target, card={"source": source} | (stated or unstated))
         told["path"] = str(target)
     params = sum(parameter.numel() for parameter in network.parameters())
     return {"architecture": cfg["architecture"], "num_classes": network.num_classes, "params": params} | told
