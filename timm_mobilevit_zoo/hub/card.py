@@ -93,9 +93,10 @@ def pushed_card(folder: Path, repo_id: str) -> bytes:
     except Exception as error:  # no UTF-8, or no YAML, whose errors are its library's own
         raise Refused(f"{CARD} cannot be read: {' '.join(str(error)[:1000].split())[:200]}") from None
     licence = data.get("license")
+    shown = repr(licence)[:80]
     if not isinstance(licence, str) or licence not in LICENSES:
         raise Refused(
-            f"{CARD}: license={licence if licence is None else str(licence)[:80]!r} must be one of {', '.join(LICENSES)}"
+            f"{CARD}: license={shown} must be one of {', '.join(LICENSES)}"
         )
     if licence == "other" and not (data.get("license_name") and data.get("license_link")):
         raise Refused(f"{CARD}: license='other' needs license_name and license_link")
