@@ -386,15 +386,18 @@ def test_weights_to_start_from_are_finite(digits, tmp_path):
     odd.pretrained_cfg["input_size"] = (3, 32, 32)
     odd.blocks[0].norm1.weight.data[0] = float("nan")
     save_for_hf(odd, tmp_path / "odd", model_config={"label_names": list("013")}, safe_serialization=True)
-    told = r"='.*' has weights that are not finite: blocks.0.norm1.weight"
+    loaded = r"='.*' has weights that are not finite: blocks.0.norm1.weight"
+    checked = r"='.*' is refused: blocks.0.norm1.weight holds NaN"
     cases = {
         "teacher": {"teacher": str(tmp_path / "odd")},
         "checkpoint": {"checkpoint": str(tmp_path / "odd" / "model.safetensors")},
         "model": {"model": f"local-dir:{tmp_path / 'odd'}"},
     }
     for name, options in cases.items():
-        with pytest.raises(ValueError, match=name + told):
-            train(str(digits), output=str(tmp_path / name), **ONE | options)
+        for trust in (False, True):
+            told = loaded if trust or name == "checkpoint" else checked
+            with pytest.raises(ValueError, match=name + told):
+                train(str(digits), output=str(tmp_path / name), **ONE | options, trust=trust)
 
 
 def test_which_tensors_are_finite():
@@ -416,10 +419,10 @@ def test_a_prediction_that_is_not_finite_is_none(digits, tmp_path, capsys):
     model.head.bias.data[1] = float("inf")
     save_for_hf(model, tmp_path / "odd", safe_serialization=True)
     image = str(next((digits / "val" / "0").iterdir()))
-    (result,) = predict(load(str(tmp_path / "odd")), [image])
+    (result,) = predict(load(str(tmp_path / "odd"), trust=True), [image])
     assert result == {"image": image, "error": f"{image}: the network's output is not finite, so it tells no class"}
     with pytest.raises(SystemExit) as exit_:
-        main(["predict", str(tmp_path / "odd"), image])
+        main(["predict", "--trust", str(tmp_path / "odd"), image])
     assert exit_.value.code == 1
     assert "the network's output is not finite" in capsys.readouterr().out
 

@@ -95,9 +95,7 @@ def pushed_card(folder: Path, repo_id: str) -> bytes:
     licence = data.get("license")
     shown = repr(licence)[:80]
     if not isinstance(licence, str) or licence not in LICENSES:
-        raise Refused(
-            f"{CARD}: license={shown} must be one of {', '.join(LICENSES)}"
-        )
+        raise Refused(f"{CARD}: license={shown} must be one of {', '.join(LICENSES)}")
     if licence == "other" and not (data.get("license_name") and data.get("license_link")):
         raise Refused(f"{CARD}: license='other' needs license_name and license_link")
     if data.get("library_name") != "timm":

@@ -102,7 +102,10 @@ def create_task(student: Any, criterion: nn.Module, labels: list[str], options: 
     name = options["teacher"]
     # A published network is fitted to other image channels, as timm does; one that was trained on some keeps them.
     chans = {} if Path(name).is_dir() else {"in_chans": student.in_chans}
-    teacher = load(name, trust=options["trust"], **chans)
+    try:
+        teacher = load(name, trust=options["trust"], **chans)
+    except ValueError as error:
+        raise ValueError(str(error).replace("model=", "teacher=", 1)) from error
     _need_finite(f"teacher={name!r}", teacher)
     if teacher.in_chans != student.in_chans:
         raise ValueError(f"teacher={name!r} sees {teacher.in_chans} image channels, the student {student.in_chans}")
