@@ -368,12 +368,17 @@ def test_dtype_keeps_the_initial_weights(name):
 
 @every_staged_family
 def test_dropout_acts_wherever_the_authors_drop(name):
+    wanted = recorded_facts(name).get("proj_drops")
+    if wanted is None:  # nowhere
+        with pytest.raises(TypeError, match="proj_drop_rate"):
+            create(name, proj_drop_rate=0.3)
+        return
     model, seen = create(name, proj_drop_rate=0.3).train(), []
     for module in model.modules():
         if isinstance(module, nn.Dropout) and module.p == 0.3:
             module.register_forward_hook(lambda module, args, out: seen.append((out == 0).sum() > (args[0] == 0).sum()))
     model(image(64, 64))
-    assert len(seen) == recorded_facts(name)["proj_drops"]
+    assert len(seen) == wanted
     assert all(seen)
     assert torch.equal(create(name, proj_drop_rate=0.3)(image(64, 64)), create(name)(image(64, 64)))
 
