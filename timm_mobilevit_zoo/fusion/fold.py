@@ -107,9 +107,9 @@ class _Folder:
     def prepack(self) -> None:
         for node in self.nodes:
             layer = self.modules[str(node.target)]
-            if not self._is_free(layer):
+            if self._is_seen(layer):
                 continue
-            act_node = self._next_of_same_block(node)
+            act_node = self._next_of_same_block(node) if self._is_free(layer) else None  # each call has its own
             act = self.modules[str(act_node.target)] if act_node else None
             if act_node and type(act) not in ACTIVATIONS:
                 act_node = act = None
@@ -140,10 +140,14 @@ class _Folder:
             self._replace(node, nn.Identity())
 
     def _is_free(self, module: nn.Module) -> bool:
-        """Tell whether nothing but one call sees a module or its tensors; hooks do, and old weight norms are hooks."""
+        """Tell whether nothing but one call sees a module or its tensors."""
+        return self.calls[id(module)] == 1 and not self._is_seen(module)
+
+    def _is_seen(self, module: nn.Module) -> bool:
+        """Tell whether anything but calls sees a module or its tensors; hooks do, and old weight norms are hooks."""
         tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))
         hooks = module._forward_hooks or module._forward_pre_hooks
-        return self.calls[id(module)] == 1 and not hooks and not any(id(tensor) in self.read for tensor in tensors)
+        return bool(hooks) or any(id(tensor) in self.read for tensor in tensors)
 
     def _layer(self, node: Any, channels: int | None) -> tuple[Any, Any]:
         """Return the call of a layer whose result nothing else sees, and the layer, behind steps that compute nothing.
