@@ -188,7 +188,7 @@ def _place(model: str) -> Place | None:
 def _pull_file(model: str, place: Place, target: Path | None, cache_dir: Any, token: Any) -> dict[str, Any]:
     """Download another's file, load it in its network, and write that as a folder of ours where one is given."""
     path = fetch_weights(place, cache_dir=cache_dir, token=token)
-    network = timm.create_model(model, pretrained=True, cache_dir=cache_dir)
+    network: Any = timm.create_model(model, pretrained=True, cache_dir=cache_dir)
     cfg = network.pretrained_cfg
     told = {"path": str(path), "sha256": {path.name: digests_of(path)["sha256"]}}
     if place.kind == "hub":
