@@ -132,7 +132,7 @@ def test_errors_are_one_line(capsys, folder, picture, tmp_path):
     assert call(capsys, "predict", "no_such_model", picture)[0] == 2
     code, _, err = call(capsys, "predict", "cloformer_xxs", picture)
     assert code == 1
-    assert err.startswith("timm-mobilevit-zoo: RuntimeError: No pretrained weights exist for cloformer_xxs.")
+    assert err.startswith("timm-mobilevit-zoo: RuntimeError: nobody publishes such weights of cloformer_xxs.")
     assert call(capsys, "predict", folder, picture, "--top", 0)[0] == 2
     assert call(capsys, "train", tmp_path / "none", "-m", "cloformer_xxs", "-o", tmp_path / "out")[0] == 2
     with pytest.raises(FileNotFoundError):

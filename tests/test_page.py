@@ -46,7 +46,7 @@ def networks(monkeypatch):
     """Let names stand for networks whose norms do something."""
     made = {}
 
-    def load(model, pretrained):
+    def load(model, pretrained, trust):
         return made.setdefault(model, seed_weights(create(model)))
 
     monkeypatch.setattr(write, "load", load)
@@ -175,7 +175,7 @@ def test_bad_arguments_are_named_before_any_work(monkeypatch, runtime, tmp_path,
 )
 def test_images_that_the_page_cannot_prepare(monkeypatch, runtime, tmp_path, overlay, message):
     made = create(PLAIN, pretrained_cfg_overlay=overlay, in_chans=overlay.get("input_size", (3,))[0])
-    monkeypatch.setattr(write, "load", lambda model, pretrained: made)
+    monkeypatch.setattr(write, "load", lambda model, pretrained, trust: made)
     with pytest.raises(ValueError, match=message):
         page([PLAIN], output=str(tmp_path / "site"), runtime=str(runtime), pretrained=False)
 

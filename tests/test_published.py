@@ -192,6 +192,9 @@ def test_files_that_do_not_fit_are_refused(name, fetched, folders, weights, monk
     weights.pop(next(key for key in weights if not key.startswith(tuple(heads(create(name))))))
     save_file(weights, tmp_path / "model.safetensors")
     monkeypatch.setattr(pretrained, "_fetchers", [lambda *args, **kwargs: tmp_path])
+    with pytest.raises(ValueError, match="has changed: its digest is"):
+        create(name, pretrained=True)
+    monkeypatch.setattr(pretrained, "_read_pinned", lambda path, sha256: load_file(path))
     for kwargs in ({}, {"num_classes": 7}):
         with pytest.raises(ValueError, match=r"the checkpoint does not fit .*: 1 missing"):
             create(name, pretrained=True, **kwargs)
