@@ -99,7 +99,8 @@ every_name, every_staged, every_fixed = (
 )
 # A part of a second: one size of each family. What holds for it holds for the others, which differ in numbers alone.
 FAMILIES = NAMES if EVERY_SIZE else FIRST
-RECORDED = GOLDEN if EVERY_SIZE else list({family(path.stem): path for path in reversed(GOLDEN)}.values())
+_BY_SIZE = sorted(GOLDEN, key=lambda path: _params(path.stem), reverse=True)
+RECORDED = GOLDEN if EVERY_SIZE else list({family(path.stem): path for path in _BY_SIZE}.values())
 every_family, every_staged_family = _decorator(FAMILIES), _decorator([name for name in FAMILIES if name in STAGED])
 # Seconds, of compilers and runtimes: one network of our own class and one of timm's.
 both_kinds = _decorator(KINDS)
