@@ -52,7 +52,8 @@ def written(tmp_path_factory):
     root = tmp_path_factory.mktemp("written")
     (root / "docs").mkdir()
     for page in generate.PAGES:
-        (root / page).write_text(f"{generate.BEGIN}\n{generate.END}\n", encoding="utf-8")
+        marks = (generate.BEGIN, generate.END, *(generate.TAGS if page == generate.TAGS_PAGE else ()))
+        (root / page).write_text("".join(f"{mark}\n" for mark in marks), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generate, "variants", some)
         generate.write(root)
