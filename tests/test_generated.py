@@ -176,7 +176,9 @@ def test_what_was_published_is_kept(root):
     generate.write(root)
     assert json.loads(path.read_text(encoding="utf-8")) == before | PUBLISHED
     assert generate.check(root) == []
-    assert all("`someone/weights`" in (root / page).read_text(encoding="utf-8") for page in generate.PAGES)
+    link = "[someone/weights](https://huggingface.co/someone/weights)"
+    assert link in (root / generate.TAGS_PAGE).read_text(encoding="utf-8")
+    assert all(f"`{before['tag']}`" in (root / page).read_text(encoding="utf-8") for page in generate.PAGES)
 
 
 def test_pins_of_a_name_that_is_gone_are_not_deleted(root):
