@@ -222,7 +222,8 @@ assert timm_mobilevit_zoo.__file__.startswith(sys.argv[2]), timm_mobilevit_zoo._
 ours = [n for n in timm.list_models() if timm.model_entrypoint(n).__module__.startswith("timm_mobilevit_zoo.")]
 tags = {n: f"{n}.{timm.get_pretrained_cfg(n).tag}" for n in ours}
 listed = timm.list_models(pretrained=True)
-placed = [n for n in ours if timm.get_pretrained_cfg(n).url]
+cfgs = {n: timm.get_pretrained_cfg(n) for n in ours}
+placed = [n for n in ours if n not in names and (cfgs[n].url or cfgs[n].hf_hub_id)]
 assert sorted(tags[n] for n in {*names, *placed}) == sorted(t for t in tags.values() if t in listed)
 assert [n for n in ours if timm.is_model_pretrained(n)] == [n for n in ours if n in names or n in placed]
 for name in names:
