@@ -453,3 +453,11 @@ def test_hub_takes_names_whose_weights_are_others(host, moved, tmp_path):
     assert again.pretrained_cfg["label_names"] == model.pretrained_cfg["label_names"]
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
     assert len(host.asked) == 1
+
+
+def test_a_tag_that_is_gone_keeps_no_folder_from_loading():
+    cfg = timm.get_pretrained_cfg("casvit_xs").to_dict() | {"tag": "of_another_time", "url": None}
+    weights = timm.create_model("casvit_xs", num_classes=3).state_dict()
+    cfg |= {"state_dict": weights, "num_classes": 3}
+    model = timm.create_model("casvit_xs", pretrained=True, pretrained_cfg=cfg, num_classes=3)
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())

@@ -118,8 +118,12 @@ def place_of(cfg: Any) -> Place | None:
 
 
 def declaration(cfg: Any) -> Any:
-    """Return what the name and tag of a config declare: the config that timm has registered of them."""
-    return timm.get_pretrained_cfg(f"{own_name(cfg.architecture)}.{cfg.tag}" if cfg.tag else own_name(cfg.architecture))
+    """Return what the name and tag of a config declare, as timm has it registered; None for a tag that there is not."""
+    name = own_name(cfg.architecture)
+    try:
+        return timm.get_pretrained_cfg(f"{name}.{cfg.tag}" if cfg.tag else name)
+    except RuntimeError:  # of folders that were written when there was
+        return None
 
 
 def declared(cfg: Any) -> bool:

@@ -71,7 +71,7 @@ def build_pinned(model_cls: Callable[..., Any], variant: str, pretrained: bool, 
                 lent = {"state_dict": weights}
                 overlay = told | overlay
                 kwargs["pretrained_filter_fn"] = _of_right_width(kwargs["pretrained_filter_fn"], place)
-        elif cfg.url and cfg.url != declaration(cfg).url and cfg.hf_hub_id == declaration(cfg).hf_hub_id:
+        elif cfg.url and (known := declaration(cfg)) and cfg.url != known.url and cfg.hf_hub_id == known.hf_hub_id:
             overlay["hf_hub_id"] = None  # or timm would take the repository
     model = build_model_with_cfg(model_cls, own, pretrained, pretrained_cfg_overlay=overlay | lent, **kwargs)
     for module in model.modules() if lent else ():  # a backbone's wrapper has a config of its own
