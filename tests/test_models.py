@@ -121,7 +121,7 @@ def test_sizes_are_as_recorded(name):
 def test_pretrained_without_published_weights_says_so(name):
     if timm.get_pretrained_cfg(name).has_weights:
         pytest.skip("weights are published")
-    with pytest.raises(RuntimeError, match="No pretrained weights exist"):
+    with pytest.raises(RuntimeError, match="nobody publishes such weights"):
         timm.create_model(name, pretrained=True)
 
 
