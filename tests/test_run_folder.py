@@ -136,8 +136,7 @@ HOLD = """
 import os, runpy, sys
 from pathlib import Path
 with runpy.run_path(sys.argv[1])["holding"](Path(sys.argv[2])):
-    pid = os.fork()  # a worker, which outlives who forked it
-    if pid:
+    if not os.fork():  # a worker, which outlives who forked it
         print("held", flush=True)
     sys.stdin.read()
 """
