@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.modules import module as _everyones
 
-__all__ = ["depthwise", "depthwise_conv", "every", "fold", "init_linear", "is_exporting", "unfold"]
+__all__ = ["depthwise", "depthwise_conv", "every", "fold", "init_layers", "init_linear", "is_exporting", "unfold"]
 
 # Measured; others may have no such kernel. Asked once, since graphs cannot.
 _HAS_KERNEL = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
@@ -155,6 +155,21 @@ def init_linear(layer: nn.Linear, std: float = 0.02) -> None:
     nn.init.trunc_normal_(layer.weight, std=std)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
+
+
+def init_layers(model: nn.Module) -> None:
+    """Draw a network's convolutions and linear layers as Apple's training code does for MobileViT, in place.
+
+    Convolutions: normal, of a variance of 2 over the fan-out, for which a depthwise one counts all channels; linear
+    layers: truncated normal of 0.02; biases are 0.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            init_linear(module)
 
 
 def every(x: Tensor, step: int) -> Tensor:

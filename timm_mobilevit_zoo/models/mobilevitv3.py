@@ -13,8 +13,9 @@ commercial use and claims what is derived from it: nobody looked at it for this 
 outputs and no translation of its checkpoints. What shows that this is the paper's network are the parameters and
 multiply-adds of each variant, and a second forward pass of the block, written on its own (tests/test_mobilevitv3.py).
 
-What the paper leaves to the networks it changes is as timm has it. A map that the patch does not divide is resized to
-the next multiple for the transformer and back, in both kinds, so any image size works.
+What the paper leaves to the networks it changes is as timm has it, and initial weights are drawn as Apple's training
+code draws those of these networks. A map that the patch does not divide is resized to the next multiple for the
+transformer and back, in both kinds, so any image size works.
 
 Shapes: B batch, C channels, H x W map, D token width, p patch side, P = p * p places in a patch, N patches.
 """
@@ -27,7 +28,7 @@ from timm.layers import Attention, ConvMlp, DropPath, Mlp, calculate_drop_path_r
 from torch import Tensor, nn
 
 from ._args import check_args, check_sizes, dilations
-from ._blocks import fold, unfold
+from ._blocks import fold, init_layers, unfold
 from ._build import build_staged
 from ._cfg import imagenet_cfg, pinned_default_cfgs, register_model
 from ._staged import Stage, StagedModel
@@ -289,7 +290,9 @@ class MobileViTv3(StagedModel):
             global_pool=global_pool,
             drop_rate=drop_rate,
             output_stride=output_stride,
+            head_std=0.02,
         )
+        init_layers(self)
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
@@ -327,11 +330,7 @@ default_cfgs = pinned_default_cfgs({f"{name}.untrained": _cfg for name in publis
 _create = partial(build_staged, MobileViTv3, checkpoint_filter_fn)
 _L2: dict[str, Any] = {"depths": (2, 2, 2, 3)}
 _XXS: dict[str, Any] = dict(
-    stem_dims=(16, 16),
-    embed_dims=(24, 64, 80, 128),
-    transformer_dims=(64, 80, 96),
-    expand_ratio=2,
-    num_features=512,
+    stem_dims=(16, 16), embed_dims=(24, 64, 80, 128), transformer_dims=(64, 80, 96), expand_ratio=2, num_features=512
 )
 _XS: dict[str, Any] = dict(
     stem_dims=(16, 32), embed_dims=(48, 96, 160, 160), transformer_dims=(96, 120, 144), num_features=640
