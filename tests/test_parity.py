@@ -26,7 +26,10 @@ from timm_mobilevit_zoo import fuse
 from timm_mobilevit_zoo.maps import attention_maps
 from timm_mobilevit_zoo.predict import weights_from
 
-TOLERANCE = 1e-4  # of the recorded tensor's standard deviation
+# Of the recorded tensor's standard deviation: how far one number may be off, and their root mean square. A LayerNorm's
+# eps of 1e-5 for 1e-6 shows in logits at 9e-6. Maps of a few cells are less sharp: the recording of recnext_t's last
+# one is itself 6e-6 from what its code gives in float64.
+TOLERANCE = {"logits": (5e-6, 2e-6), "map": (1e-5, 3e-6), "attention": (3e-5, 1e-5), "gradient": (1e-4, 1e-5)}
 
 
 def keys(path, prefix=""):
@@ -57,13 +60,15 @@ def create(golden, weights_file, **kwargs):
     ).eval()
 
 
-def compare(path, key, ours):
+def compare(path, key, ours, kind):
     with safe_open(path, "pt") as recorded:
         theirs = recorded.get_tensor(key)
     assert ours.shape == theirs.shape
-    error = ((ours - theirs).abs().max() / theirs.std()).item()
-    print(f"{path.stem} {key}: {error:.1e} of a standard deviation")
-    assert error < TOLERANCE
+    off = (ours - theirs) / theirs.std()
+    errors = off.abs().max().item(), off.square().mean().sqrt().item()
+    print(f"{path.stem} {key}: {errors[0]:.1e} of a standard deviation, {errors[1]:.1e} in the mean")
+    assert errors[0] < TOLERANCE[kind][0]
+    assert errors[1] < TOLERANCE[kind][1]
 
 
 def test_every_recording_is_of_a_model():
@@ -87,7 +92,7 @@ def test_logits(golden, weights_file):
     model = create(golden, weights_file)
     for key in keys(golden, "logits_"):
         with torch.inference_mode():
-            compare(golden, key, model(recorded_image(*map(int, key.removeprefix("logits_").split("x")))))
+            compare(golden, key, model(recorded_image(*map(int, key.removeprefix("logits_").split("x")))), "logits")
 
 
 @recordings("feature_64")
@@ -95,13 +100,13 @@ def test_levels(golden, weights_file):
     wanted = len(keys(golden, "feature_64"))  # the last ones: the stem's map was not recorded
     levels = create(golden, weights_file, features_only=True, out_indices=wanted)(recorded_image(64))
     for i, level in enumerate(levels):
-        compare(golden, f"feature_64.{i}", level)
+        compare(golden, f"feature_64.{i}", level, "map")
 
 
 @recordings("stem_64")
 def test_stem(golden, weights_file):
     (level,) = create(golden, weights_file, features_only=True, out_indices=(0,))(recorded_image(64))
-    compare(golden, "stem_64", level)
+    compare(golden, "stem_64", level, "map")
 
 
 @recordings("fused_logits_")
@@ -109,7 +114,7 @@ def test_fused_logits_and_what_is_left_to_count(golden, weights_file):
     fused = fuse(create(golden, weights_file))
     for key in keys(golden, "fused_logits_"):
         with torch.inference_mode():
-            compare(golden, key, fused(recorded_image(int(key.removeprefix("fused_logits_")))))
+            compare(golden, key, fused(recorded_image(int(key.removeprefix("fused_logits_")))), "logits")
     with safe_open(golden, "pt") as recorded:
         count, layout = int(recorded.metadata()["params_fused"]), json.loads(recorded.metadata()["fused_state_dict"])
     for key in layout:
@@ -123,7 +128,7 @@ def test_fused_logits_and_what_is_left_to_count(golden, weights_file):
 def test_input_gradient(golden, weights_file):
     x = recorded_image(64).requires_grad_()
     create(golden, weights_file)(x).square().mean().backward()
-    compare(golden, "input_grad_64", x.grad)
+    compare(golden, "input_grad_64", x.grad, "gradient")
 
 
 @recordings("attention.")
@@ -132,7 +137,7 @@ def test_attention_maps(golden, weights_file):
     maps = attention_maps(create(golden, weights_file), recorded_image(size))
     assert len(maps) == len(keys(golden, "attention."))
     for i, attention in enumerate(maps.values()):
-        compare(golden, f"attention.{i}", attention)
+        compare(golden, f"attention.{i}", attention, "attention")
 
 
 @recordings()
