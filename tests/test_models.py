@@ -30,6 +30,7 @@ from zoo import (
     every_name,
     family,
     image,
+    outline,
     own_image,
     recorded_facts,
     sizes,
@@ -55,7 +56,7 @@ def the_same_levels(model, backbone, x):
 
 @every_name
 def test_class_is_ours_or_one_of_timms(name):
-    model, module = create(name), importlib.import_module(family(name))
+    model, module = outline(name), importlib.import_module(family(name))
     assert isinstance(model, StagedModel) or type(model).__module__.startswith("timm.")
     defined = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__]
     assert isinstance(model, StagedModel) or not defined, "a new size of timm's class defines nothing"
@@ -74,7 +75,7 @@ def test_limits_name_tests():
 
 @every_name
 def test_config_is_whole(name):
-    model = create(name)
+    model = outline(name)
     cfg, weights = model.pretrained_cfg, model.state_dict()
     assert f"{cfg['first_conv']}.weight" in weights
     assert all(f"{classifier}.weight" in weights for classifier in classifier_names(model))
@@ -83,7 +84,7 @@ def test_config_is_whole(name):
     assert cfg["paper_ids"]
     assert cfg["paper_name"]
     assert cfg["origin_url"]
-    features = model.forward_features(torch.zeros(1, *cfg["input_size"]))
+    features = model.forward_features(torch.zeros(1, *cfg["input_size"], device="meta"))
     spatial = {3: None, 4: features.shape[1:3] if getattr(model, "output_fmt", "") == "NHWC" else features.shape[2:]}
     assert cfg["pool_size"] == spatial[features.ndim]  # None for tokens
     assert inspect.getdoc(timm.model_entrypoint(name))
@@ -102,16 +103,14 @@ def test_the_first_layer_sees_the_image(name):
 @every_name
 def test_convolutions_are_torchs(name):
     """Tools that count, prune or quantise look them up by their exact type."""
-    convs = [
-        m for m in create(name, device="meta").modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d))
-    ]
+    convs = [m for m in outline(name).modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d))]
     assert convs
     assert {type(conv) for conv in convs} <= {nn.Conv2d, nn.ConvTranspose2d}
 
 
 @every_name
 def test_sizes_are_as_recorded(name):
-    facts, model = recorded_facts(name), create(name)
+    facts, model = recorded_facts(name), outline(name)
     assert sum(p.numel() for p in model.parameters()) == facts["params"]
     rates = [module.drop_prob for module in model.modules() if isinstance(module, DropPath)]
     assert max(rates, default=0.0) == pytest.approx(facts["drop_path_rate"])
@@ -130,11 +129,11 @@ def test_pretrained_without_published_weights_says_so(name):
 
 @every_name
 def test_a_network_that_can_be_distilled_says_so(name):
-    model = create(name, device="meta")
+    model = outline(name)
     assert hasattr(model, "set_distilled_training") == (len(classifier_names(model)) == 2)
 
 
-@every_name
+@every_family
 def test_head(name):
     model, x = create(name, num_classes=7), own_image(name)
     features = model.forward_features(x)
@@ -206,7 +205,7 @@ def test_backbone_is_forward_intermediates(name, feature_cls):
 
 
 @every_family
-@pytest.mark.parametrize("out_indices", [1, 2, (0,), (1,), (-1,), (-2, -1), (0, 2)])
+@pytest.mark.parametrize("out_indices", [1, (0,), (-2, -1), (0, 2)])
 def test_out_indices_of_any_backbone(name, out_indices):
     model, x = create(name, features_only=True, out_indices=out_indices), own_image(name)
     whole = create(name)
@@ -219,7 +218,7 @@ def test_out_indices_of_any_backbone(name, out_indices):
     assert not [n for n, p in model.named_parameters() if p.grad is None], "parameters that no level needs"
 
 
-@every_name
+@every_family
 def test_levels_that_there_are_not(name):
     with torch.device("meta"):
         count = len(timm.create_model(name).feature_info)
@@ -228,7 +227,7 @@ def test_levels_that_there_are_not(name):
             create(name, features_only=True, out_indices=out_indices)
 
 
-@every_name
+@every_family
 def test_backbone_returns_maps_with_channels_first(name):
     x = own_image(name)
     backbone = create(name, features_only=True)
@@ -334,7 +333,7 @@ def test_weights_follow_the_size(name, tmp_path):
     assert all(torch.equal(ours[key], theirs[key]) for key in ours.keys() - {"pos_embed"})
 
 
-@every_name
+@every_family
 def test_unknown_arguments_are_refused(name):
     with pytest.raises(TypeError, match="not_an_argument"):
         timm.create_model(name, not_an_argument=1)
@@ -406,7 +405,7 @@ def test_saved_folder(name, tmp_path):
 # Training
 
 
-@every_name
+@every_family
 def test_every_parameter_learns(name):
     model = create(name, num_classes=5, in_chans=1, drop_rate=0.1, drop_path_rate=0.1).train()
     torch.manual_seed(3)
@@ -431,7 +430,7 @@ def test_gradient_checkpointing_changes_nothing(name):
 
 @every_name
 def test_layer_groups(name):
-    model = create(name)
+    model = outline(name)
     groups = group_parameters(model, model.group_matcher(), reverse=True)
     assert groups[f"{model.pretrained_cfg['first_conv']}.weight"] == 0
     assert all(groups[f"{n}.weight"] == max(groups.values()) for n in classifier_names(model))

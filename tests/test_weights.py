@@ -333,9 +333,8 @@ def test_a_name_without_weights_says_who_has_some():
 def test_the_list_agrees_with_timms():
     rows = weights.weights()
     ours = {row["name"] for row in rows}
-    assert ours == {
-        name for name in timm.list_models("*", pretrained=True, include_tags=True) if name in places.places()
-    }
+    known = places.places()
+    assert ours == {name for name in timm.list_models("*", pretrained=True, include_tags=True) if name in known}
     assert all(timm.get_pretrained_cfg(name).has_weights for name in ours)
     (row,) = weights.weights("casvit_xs.in1k_384")
     assert (row["place"], row["top1"], row["license"], row["pinned"]) == ("drive", 78.7, "mit", False)
@@ -440,6 +439,48 @@ def test_the_readmes_first_example_runs_with_such_weights(recnext, tmp_path):
     done = client(["-c", command, "predict", "recnext_m0", "photo.jpg"], local, home)
     assert done.returncode == 0, done.stderr
     assert re.match(r"photo\.jpg: [A-Za-z].* \d+\.\d%", done.stdout.splitlines()[-1])
+
+
+COMMANDS = """
+import contextlib, io, json, sys
+import torch
+from timm_mobilevit_zoo.cli import main
+torch.set_num_threads(1)
+said = []
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+        try:
+            status = main(words)
+        except SystemExit as error:
+            status = error.code
+    said.append([status or 0, out.getvalue()])
+print("\\n" + json.dumps(said))
+"""
+
+
+def test_every_command_takes_such_names(recnext, digits):
+    _, local, _, home = recnext
+    home.mkdir()
+    name = "recnext_m0.dist_300e_in1k"
+    Image.new("RGB", (300, 200), "teal").save(home / "photo.jpg")
+    train = ["train", str(digits), "--img-size", "32", "--epochs", "1", "--warmup-epochs", "0", "--workers", "0"]
+    train += ["--batch-size", "16"]
+    commands = [
+        ["export", name, "--format", "onnx", "--output", "recnext.onnx", "--size", "32", "32"],
+        ["bench", name, "--img-size", "32", "--rounds", "2", "--seconds", "0.01", "--threads", "1"],
+        [*train, "--model", name, "--pretrained", "--output", "run"],
+        [*train, "--model", "vit_nano_patch4_32", "--teacher", name, "--output", "taught"],
+    ]
+    done = client(["-c", COMMANDS, json.dumps(commands)], local, home)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert [status for status, _ in said] == [0, 0, 0, 2], "\n".join(text for _, text in said)
+    manifest = json.loads((home / "recnext.onnx.json").read_text(encoding="utf-8"))
+    assert (manifest["model"], len(manifest["labels"])) == (name, 1000)
+    assert json.loads((home / "run" / "config.json").read_text(encoding="utf-8"))["num_classes"] == 3
+    assert "teacher" in said[-1][1]  # which knows a thousand other classes
+    weights = [request for request in local.requests if request[1].endswith("model.safetensors")]
+    assert len([request for request in weights if request[0] == "GET"]) == 1
 
 
 def test_hub_takes_names_whose_weights_are_others(host, moved, tmp_path):

@@ -134,6 +134,12 @@ def create(name, **kwargs):
     return timm.create_model(name, **kwargs).eval()
 
 
+@cache
+def outline(name):
+    """A network without numbers, on the meta device and the same for all: to look at its layers and shapes."""
+    return create(name, device="meta")
+
+
 def classifiers(model):
     heads = model.get_classifier()
     return heads if isinstance(heads, tuple) else (heads,)
