@@ -138,8 +138,6 @@ def _train(options: Options) -> None:
     if options["in_chans"] == 2:
         raise ValueError(f"in_chans=2 must {NUMBERS['in_chans'].said}")
     check_effects(options)
-    if options["warmup_epochs"] >= options["epochs"] > 1 and options["warmup_epochs"] > 0:
-        raise ValueError(f"warmup_epochs={options['warmup_epochs']} must be below epochs={options['epochs']}")
     if (options["mixup"] or options["cutmix"]) and options["batch_size"] % 2:
         raise ValueError(f"batch_size={options['batch_size']} must be even for mixup and cutmix")
     teacher = options["teacher"]
