@@ -798,7 +798,7 @@ def test_convert_and_push(hub, zoo, tmp_path):
         status=[2, 2, 0],
     )
     assert "repo_id='nowhere'" in told[0]
-    assert "nothing was changed" in told[2]
+    assert "nothing was changed on the Hub" in told[2]
     assert f"push {tmp_path / 'one'} {REPO} --yes pushes" in told[2], "convert itself wants a new folder"
     assert not (tmp_path / "no").exists()
     assert not hub.exists(REPO)

@@ -21,9 +21,28 @@ def _train(**args: Any) -> int:
 
     if not PartialState().is_main_process:  # of several, one speaks
         return 0
-    _say(f"best epoch {best['epoch']:.0f}: top-1 {best['val_top1']:.2f}%, loss {best['val_loss']:.4f}")
-    _say(f"load it with timm.create_model('local-dir:{best['output']}', pretrained=True)")
+    if best["val_top1"] is None:
+        _say(f"epoch {best['epoch']:.0f} is kept, without validation")
+    else:
+        _say(f"best epoch {best['epoch']:.0f}: top-1 {best['val_top1']:.2f}%, loss {best['val_loss']:.4f}")
+    _tell_next(best["output"])
     return 0
+
+
+def _tell_next(run: str) -> None:
+    """Say what to type next with the folder that a run has left."""
+    from timm_mobilevit_zoo.models.names import our_models
+
+    with open(os.path.join(run, "config.json"), encoding="utf-8") as file:
+        is_ours = json.load(file)["architecture"] in our_models()
+    folder, onnx = shlex.quote(run), shlex.quote(os.path.basename(os.path.abspath(run)) + ".onnx")
+    _say(f"what the run has left is in {run}; next, for example:")
+    _say(f"  timm-mobilevit-zoo predict {folder} IMAGE...")
+    _say(f"  timm-mobilevit-zoo export {folder} --format onnx -o {onnx}")
+    if is_ours:
+        _say(f"  timm-mobilevit-zoo push {folder} OWNER/NAME --license mit   # or another licence; then with --yes")
+    model = json.dumps(f"local-dir:{run}", ensure_ascii=False)
+    _say(f"  import timm, timm_mobilevit_zoo; model = timm.create_model({model}, pretrained=True).eval()   # in Python")
 
 
 def _predict(model: str, images: list[str], as_json: bool, trust: bool, **args: Any) -> int:
@@ -65,7 +84,12 @@ def _maps(**args: Any) -> int:
 def _check(folder: str) -> int:
     from timm_mobilevit_zoo.hub import check
 
-    return _tell(folder, check(folder))
+    status = _tell(folder, check(folder))
+    if os.path.isdir(os.path.join(folder, "checkpoints")):
+        _say("checkpoints: left aside; nothing is loaded from there, and nothing pushed")
+    if not os.path.isfile(os.path.join(folder, "README.md")):
+        _say("README.md: missing; push writes this model card, given --license")
+    return status
 
 
 def _convert(push: str, yes: bool, private: bool, **args: Any) -> int:
@@ -78,11 +102,21 @@ def _convert(push: str, yes: bool, private: bool, **args: Any) -> int:
     elif yes or not private:
         raise ValueError("--yes and --no-private go with --push OWNER/NAME")
     found = convert(**args)
-    _say(f"wrote {args['output']}: {found['architecture']}, {found['num_classes']} classes, bit for bit")
+    _say(f"wrote {args['output']}: {_told_of(args['output'], found)}, the weights bit for bit")
     if not push:
         return 0
     hint = f"timm-mobilevit-zoo push {shlex.join([args['output'], push])} {'' if private else '--no-private '}--yes"
     return _push(folder=args["output"], repo_id=push, yes=yes, private=private, hint=hint)
+
+
+def _told_of(folder: str, found: Mapping[str, Any]) -> str:
+    """Return what network a folder holds, with the names of its classes, and for which images."""
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+        config = json.load(file)
+    names = config.get("label_names")
+    named = f" ({', '.join(names[:6])}{', ...' if len(names) > 6 else ''})" if names else " without names"
+    size = " x ".join(map(str, config["pretrained_cfg"]["input_size"][1:]))
+    return f"{found['architecture']}, {found['num_classes']} classes{named}, images of {size} pixels"
 
 
 def _pull(**args: Any) -> int:
@@ -138,6 +172,8 @@ def _push(yes: bool, hint: str = "--yes", **args: Any) -> int:
     from timm_mobilevit_zoo.hub import push
 
     found = push(**args, dry_run=not yes)
+    if found["card"]:
+        _say(f"wrote {found['card']}, the model card: it is yours to edit before the push")
     what = "private" if found["private"] else "public"
     what += " repository" if found["exists"] else " repository, new"
     _say(f"{found['repo_id']} ({what}) on {found['endpoint']} as {found['account']}, branch {found['branch']}")
@@ -146,7 +182,7 @@ def _push(yes: bool, hint: str = "--yes", **args: Any) -> int:
     for name in found["delete"]:
         _say(f"  {'deleted' if yes else 'delete':8}{name}")
     if not yes:
-        _say(f"nothing was changed; {hint} pushes")
+        _say(f"nothing was changed on the Hub; {hint} pushes")
     elif found["revision"] == found["parent"]:
         _say(f"nothing to push: revision {found['revision']}")
     else:
@@ -202,6 +238,7 @@ def _demo(**args: Any) -> int:
     from timm_mobilevit_zoo.train.demo import demo
 
     demo(**args)
+    _tell_next(os.path.join(args["output"], "run"))
     return 0
 
 

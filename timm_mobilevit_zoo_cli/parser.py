@@ -8,6 +8,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
+from .licences import CARD_WORDS
 from .signatures import Function, read
 
 __all__ = ["PACKAGE", "parse", "parser"]
@@ -130,7 +131,7 @@ def _add_command(commands: Any, name: str, function: Function) -> None:
     if name in ("convert", "push"):
         one.add_argument("--yes", action="store_true", help="push; without it, only show what would be pushed")
     if name == "convert":
-        _add_options(one, PUSH.read(), ("folder", "repo_id", "dry_run", "branch", "message", "token"))
+        _add_options(one, PUSH.read(), ("folder", "repo_id", "dry_run", "branch", "message", "token", *CARD_WORDS))
     if name == "page":
         one.add_argument("--serve", action="store_true", help="serve the page on this machine, until Ctrl-C")
         _add_options(one, SERVE.read(), ("folder",))

@@ -163,8 +163,8 @@ def refuse_changes(state: dict[str, Any], now: dict[str, Any], warmups: tuple[in
     if changed:
         told = ", ".join(f"{key}={now.get(key)!r} (was {before.get(key)!r})" for key in sorted(changed))
         if changed == {"epochs"} and longer:
-            steady = f"its warm-up had {warmups[0]} epochs, and would have {warmups[1]}"
-            planned = f"sched={now['sched']!r} has planned its rates for {before['epochs']} epochs"
+            steady = f"its warm-up had {warmups[0]} epoch(s), and would have {warmups[1]}"
+            planned = f"sched={now['sched']!r} has planned its rates for {before['epochs']} epoch(s)"
             told += (
                 f"; {steady if now['sched'] in STEADY else planned}: to go on from the weights, train with "
                 "--model local-dir:RUN, the folder of this run, and another --output"
@@ -280,7 +280,7 @@ def _read_state(path: Path) -> dict[str, Any]:
 def _write_table(state: dict[str, Any], table: Path, curve: Path, record: Path) -> None:
     """Write the table of all epochs, the picture of it, and what the run was."""
     history = state["history"]
-    told = {**state["facts"], "epochs": len(history), "best": best_of(history)}
+    told = {**state["facts"], "epochs": len(history), "best": best_of(history), "sha256": state["weights"][0]}
     record.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     with table.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(history[0]))

@@ -83,7 +83,7 @@ def beginning(run: "Run", facts: dict[str, Any]) -> list[str]:
     train, val = ("an unknown number of" if facts[part] is None else f"{facts[part]:,}" for part in ("train", "val"))
     lines = [f"data     {options['data']}: {train} images to train on, {val} to validate on, {len(classes)} classes"]
     if any(count["train"] is not None for count in classes.values()):
-        told = [f"{name} {count['train']} + {count['val']}" for name, count in list(classes.items())[:LISTED]]
+        told = [f"{name}: {count['train']} + {count['val']}" for name, count in list(classes.items())[:LISTED]]
         lines.append(f"classes  {', '.join(told)}" + (", ... (all in run.json)" if len(classes) > LISTED else ""))
     channels, height, width = facts["input_size"]
     size = f"{height} x {width} pixels" + ", grey" * (channels == 1)
@@ -95,12 +95,12 @@ def beginning(run: "Run", facts: dict[str, Any]) -> list[str]:
     precision = "" if options["mixed_precision"] == "no" else f", {options['mixed_precision']}"
     lines.append(f"device   {several}{run.accelerator.device}{cores}{precision}")
     warmup, epochs = facts["warmup_epochs"], options["epochs"]
-    capped = f", capped: {options['warmup_epochs']} are asked for" if warmup != options["warmup_epochs"] else ""
-    lines.append(f"epochs   {epochs}, {warmup} of warm-up{capped}; {run.updates:,} updates of the weights in each")
+    capped = f" ({options['warmup_epochs']} are too many: half of all)" if warmup != options["warmup_epochs"] else ""
+    lines.append(f"epochs   {epochs}, warm-up {warmup}{capped}, {run.updates:,} updates of the weights in each")
     lines.append(f"writes   {run.out}")
     if done := len(run.history):
-        left = f"{epochs - done} are left" if done < epochs else "nothing is left to train"
-        lines.append(f"resumed  behind {done} epochs: {left}")
+        left = f"{epochs - done} to go" if done < epochs else "nothing is left to train"
+        lines.append(f"resumed  behind epoch {done}: {left}")
     return [printable(line) for line in lines]
 
 
