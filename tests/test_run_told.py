@@ -47,10 +47,11 @@ def test_a_run_says_first_what_it_has_and_last_what_to_type_next(digits, tmp_pat
     assert code == 0
     first, last = said.split("epoch 1/1")
     record = json.loads((out / "run.json").read_text())
+    cost = f"{record['gmacs']:.3g}"
     beginning = [
         f"data     {digits}: 48 images to train on, 12 to validate on, 3 classes",
         "classes  0: 16 + 4, 1: 16 + 4, 3: 16 + 4",
-        f"model    {FAST}, 0.12 M parameters, {record['gmacs']:.3g} GMACs, from random weights; images of 32 x 32 pixels",
+        f"model    {FAST}, 0.12 M parameters, {cost} GMACs, from random weights; images of 32 x 32 pixels",
         "epochs   1, warm-up 0 (3 are too many: half of all), 6 updates of the weights in each",
         f"writes   {out}",
     ]
@@ -65,7 +66,7 @@ def test_a_run_says_first_what_it_has_and_last_what_to_type_next(digits, tmp_pat
         f"  timm-mobilevit-zoo push '{out}' OWNER/NAME --license mit   # or another licence; then with --yes",
     ]
     scope = {}
-    exec(told[6], scope)
+    exec(told[6].strip(), scope)
     assert scope["model"].num_classes == 3
     assert not scope["model"].training
     assert record["given"] == ["batch_size", "data", "epochs", "img_size", "model", "output", "seed", "workers"]
@@ -196,10 +197,8 @@ def test_a_run_is_made_longer_where_its_schedule_allows(digits, tmp_path):
 
 def test_a_run_that_has_planned_its_rates_says_how_to_go_on(digits, tmp_path):
     train(str(digits), output=str(tmp_path / "a"), **ONE)
-    told = (
-        r"epochs=2 \(was 1\); sched='cosine' has planned its rates for 1 epochs: to go on from the weights, train with"
-    )
-    with pytest.raises(ValueError, match=told + " --model local-dir:RUN, the folder of this run, and another --output"):
+    told = r"epochs=2 \(was 1\); sched='cosine' has planned its rates for 1 epoch\(s\): to go on from the weights, "
+    with pytest.raises(ValueError, match=told + "train with --model local-dir:RUN, the folder of this run, and anoth"):
         train(str(digits), output=str(tmp_path / "a"), **ONE | {"epochs": 2}, resume=True)
     train(str(digits), output=str(tmp_path / "b"), **ONE | {"model": f"local-dir:{tmp_path / 'a'}", "lr": 1e-12})
     a, b = (load_file(tmp_path / name / "model.safetensors")["head.weight"] for name in "ab")

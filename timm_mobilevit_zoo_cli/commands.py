@@ -1,10 +1,13 @@
 """What each command does, and what it says of it. Only here is the package imported, once the words are right."""
 
+import glob
 import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from .parser import parser
@@ -46,12 +49,16 @@ def _tell_next(run: str) -> None:
 
 
 def _predict(model: str, images: list[str], as_json: bool, trust: bool, **args: Any) -> int:
+    from timm_mobilevit_zoo.common.progress import showing
+
+    images = _listed(images, sys.stdin)
     results = _missing(images)
     if len(results) < len(images):  # or else no network is needed to say what there is to say
         from timm_mobilevit_zoo.models.loading import load
         from timm_mobilevit_zoo.train.predict import predict
 
-        results = predict(load(model, trust=trust), images, **args)
+        with showing():
+            results = predict(load(model, trust=trust), images, **args)
     if as_json:
         for line in json.dumps(results, indent=2).splitlines():
             _say(line)
@@ -61,6 +68,33 @@ def _predict(model: str, images: list[str], as_json: bool, trust: bool, **args: 
             found = "  ".join(f"{entry['label']} {100 * entry['probability']:.1f}%" for entry in classes)
             _say(f"{result['image']}: {found}" if found else result["error"])
     return 1 if any("error" in result for result in results) else 0
+
+
+def _listed(words: Iterable[str], lines: Iterable[str] | None = None) -> list[str]:
+    """Return the images that `predict` is asked for: files, those of folders, of patterns, and of a list.
+
+    Args:
+        words: As they were typed.
+        lines: What `-` stands for, a path a line; without them it is a file's name.
+
+    Raises:
+        ValueError: For a folder without images.
+    """
+    listed: list[str] = []
+    for word in words:
+        if word == "-" and lines is not None:
+            listed += _listed(line for line in (line.rstrip("\r\n") for line in lines) if line.strip())
+        elif os.path.isdir(word):
+            from timm_mobilevit_zoo.common.images import images_in
+
+            if not (found := images_in(Path(word))):
+                raise ValueError(f"images: {word!r} is a folder without images")
+            listed += map(str, found)
+        elif not os.path.lexists(word) and (matches := sorted(glob.glob(word, recursive=True))):
+            listed += _listed(matches)  # of a shell that leaves patterns to the program
+        else:
+            listed.append(word)
+    return listed
 
 
 def _missing(images: Sequence[str]) -> list[dict[str, Any]]:
@@ -190,20 +224,31 @@ def _push(yes: bool, hint: str = "--yes", **args: Any) -> int:
     return 0
 
 
-def _bench(**args: Any) -> int:
+def _bench(verbose: bool, **args: Any) -> int:
     sys.path.append(os.getcwd())  # for module:function; a console script's path has no working folder
     from timm_mobilevit_zoo.bench import bench, table
 
-    rows = bench(**args)
+    with _telling(verbose):
+        rows = bench(**args)
     for line in table(rows).splitlines():
         _say(line)
     return 1 if any(row["error"] for row in rows) else 0
 
 
-def _export(**args: Any) -> int:
+@contextmanager
+def _telling(verbose: bool) -> Iterator[None]:
+    """Tell what long work does, and what converters say of it where that is asked."""
+    from timm_mobilevit_zoo.common import progress, quiet
+
+    with progress.showing(), quiet.verbose() if verbose else nullcontext():
+        yield
+
+
+def _export(verbose: bool, **args: Any) -> int:
     from timm_mobilevit_zoo.export import export
 
-    found = export(**args)
+    with _telling(verbose):
+        found = export(**args)
     for name, file in found["files"].items():
         _say(f"{name}: {file['bytes'] / 2**20:.1f} MiB, sha256 {file['sha256']}")
     for kind, check in (found["checks"] or {}).items():
@@ -221,11 +266,12 @@ def _export(**args: Any) -> int:
     return 0
 
 
-def _page(serve: bool, port: int, models: Sequence[str], **args: Any) -> int:
+def _page(serve: bool, port: int, models: Sequence[str], verbose: bool, **args: Any) -> int:
     from timm_mobilevit_zoo import page
 
     if models or not serve:
-        found = page.page(models, **args)
+        with _telling(verbose):
+            found = page.page(models, **args)
         for model in found["models"]:
             maps = f"{len(model['maps']['outputs'])} maps" if model["maps"] else "no attention that is recorded"
             _say(f"{args['output']}: {model['name']}, {model['bytes'] / 2**20:.1f} MiB, {maps}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-__all__ = ["progress", "showing", "step"]
+__all__ = ["is_shown", "progress", "showing", "step"]
 
 EVERY = 30.0  # seconds between two lines
 NOTED = 10  # items between two notes on a bar, which may wait for a device
@@ -55,6 +55,11 @@ def showing() -> Iterator[None]:
         _shown.reset(token)
 
 
+def is_shown() -> bool:
+    """Tell whether `showing` is on."""
+    return _shown.get()
+
+
 def step(what: str) -> None:
     """Tell on stderr what begins, where `showing` is on."""
     if _shown.get():
@@ -62,5 +67,5 @@ def step(what: str) -> None:
 
 
 def _line(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
+    tqdm.write(text, file=sys.stderr)  # above a bar
     sys.stderr.flush()
