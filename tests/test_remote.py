@@ -389,7 +389,6 @@ def test_private_unless_asked(hub, zoo, folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: (f / "README.md").unlink(), "README.md is missing; hub.export writes one"),
         (lambda f: (f / "README.md").write_text("# no metadata"), "README.md: license=None must be one of"),
         (lambda f: edit(f, "library_name: timm", "library_name: x"), "library_name='x' must be 'timm'"),
         (lambda f: edit(f, "- timm\n", "- transformers\n"), "tags must not have 'transformers'"),

@@ -8,7 +8,6 @@ from typing import Any
 from timm_mobilevit_zoo.common.files import open_regular, replacing
 from timm_mobilevit_zoo.models.pins import WEIGHTS
 from timm_mobilevit_zoo.models.probe import gmacs
-from timm_mobilevit_zoo_cli.checks import need_card
 from timm_mobilevit_zoo_cli.licences import check_card
 
 from .card import CARD, card_text, licence_of
@@ -94,14 +93,13 @@ def add_card(folder: Path, config: Mapping[str, Any], found: Mapping[str, Any], 
         folder: That of the weights.
         config: Its config, checked.
         found: What `hub.check` returned.
-        words: Those of a card that its owner knows, at least `license`.
+        words: Those of a card that its owner knows, at least `license` where there is no card.
 
     Raises:
-        ValueError: Without a licence for a folder without a card.
+        ValueError: For words that no card can have.
         Refused: For words beside a card that says others, and as `card_of_run`.
     """
     path = folder / CARD
-    need_card(folder, words.get("license", ""))
     if path.exists() and not words:
         return None
     card = card_of_run(folder, found["sha256"][WEIGHTS]) | words
