@@ -33,7 +33,7 @@ USES = {
 }
 ROOT_FILES = {"__init__", "__main__", "attention", "cli", "convert", "demo", "launch", "predict"}
 # What other rooms know of `models`: no family.
-SHARED = {"checkpoints", "copies", "loading", "names", "pins", "places", "pretrained", "probe", "traits"}
+SHARED = {"checkpoints", "copies", "loading", "names", "pins", "places", "pretrained", "probe", "saving", "traits"}
 
 
 def imported(path):

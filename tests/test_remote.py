@@ -389,7 +389,6 @@ def test_private_unless_asked(hub, zoo, folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: (f / "README.md").unlink(), "README.md is missing; hub.export writes one"),
         (lambda f: (f / "README.md").write_text("# no metadata"), "README.md: license=None must be one of"),
         (lambda f: edit(f, "library_name: timm", "library_name: x"), "library_name='x' must be 'timm'"),
         (lambda f: edit(f, "- timm\n", "- transformers\n"), "tags must not have 'transformers'"),
@@ -798,7 +797,7 @@ def test_convert_and_push(hub, zoo, tmp_path):
         status=[2, 2, 0],
     )
     assert "repo_id='nowhere'" in told[0]
-    assert "nothing was changed" in told[2]
+    assert "nothing was changed on the Hub" in told[2]
     assert f"push {tmp_path / 'one'} {REPO} --yes pushes" in told[2], "convert itself wants a new folder"
     assert not (tmp_path / "no").exists()
     assert not hub.exists(REPO)

@@ -27,6 +27,7 @@ from timm_mobilevit_zoo.train import folder as train_folder
 from timm_mobilevit_zoo.train import run as train_run
 from timm_mobilevit_zoo.train import train
 from timm_mobilevit_zoo.train.epoch import Epoch
+from timm_mobilevit_zoo.train.folder import LAST
 from timm_mobilevit_zoo.train.network import not_finite
 
 ONE = QUICK | {"epochs": 1, "warmup_epochs": 0}
@@ -41,7 +42,7 @@ def digest(path):
 
 
 def seen(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 # Files that belong together
@@ -204,7 +205,7 @@ def network(seed):
 def state_of(*top1, weights=()):
     keys = ("lr", "train_loss", "train_top1", "images_per_s", "val_loss", "val_top5", "seconds")
     history = [dict.fromkeys(keys, 1.0) | {"epoch": i, "val_top1": best} for i, best in enumerate(top1, 1)]
-    return {"options": {}, "history": history, "weights": list(weights)}
+    return {"options": {}, "history": history, "weights": list(weights), "facts": {"gmacs": 0.01}}
 
 
 def test_a_run_killed_at_any_rename_is_of_one_epoch_and_is_made_whole(tmp_path, monkeypatch):
@@ -231,12 +232,13 @@ def test_a_run_killed_at_any_rename_is_of_one_epoch_and_is_made_whole(tmp_path, 
             assert told == (["old", "labels"], labels)[now - 1]
         if (out / "summary.csv").exists():
             assert len((out / "summary.csv").read_text().splitlines()) == 1 + now
+        if (out / "run.json").exists():
+            assert json.loads((out / "run.json").read_text())["epochs"] == now
         if (out / "curve.png").exists():
             assert (out / "curve.png").read_text() == f"{now}"
-        state = train_folder._read_state(out / "last.ckpt")
+        state = train_folder._read_state(out / LAST)
         train_folder.restore(out, labels, state, networks[len(state["history"])])
-        names = {path.name for path in out.iterdir()}
-        assert names == {"config.json", "curve.png", "last.ckpt", "model.safetensors", "summary.csv"}
+        assert seen(out).keys() == {"config.json", "curve.png", LAST, "model.safetensors", "run.json", "summary.csv"}
         assert digest(out / "model.safetensors") == state["weights"][0]
         assert len((out / "summary.csv").read_text().splitlines()) == 1 + len(state["history"])
         if killed:
@@ -253,13 +255,13 @@ def test_weights_that_are_not_the_runs_are_never_replaced(digits, tmp_path):
     def resumed(**options):
         return train(str(digits), output=str(out), **QUICK | options, resume=True)
 
-    last = (out / "last.ckpt").read_bytes()
-    (out / "last.ckpt").unlink()
-    with pytest.raises(ValueError, match=r"is not an empty folder; holds no last\.ckpt to resume from"):
+    last = (out / LAST).read_bytes()
+    (out / LAST).unlink()
+    with pytest.raises(ValueError, match=r"is not an empty folder; holds no checkpoints/last\.ckpt to resume"):
         resumed(epochs=1)
-    assert seen(out) == {name: held for name, held in finished.items() if name != "last.ckpt"}
+    assert seen(out) == {name: held for name, held in finished.items() if name != LAST}
 
-    (out / "last.ckpt").write_bytes(last)
+    (out / LAST).write_bytes(last)
     save_file(network(3).state_dict(), out / "model.safetensors")
     other = digest(out / "model.safetensors")
     with pytest.raises(ValueError, match="has others in their place, which are not replaced"):
@@ -270,13 +272,13 @@ def test_weights_that_are_not_the_runs_are_never_replaced(digits, tmp_path):
 def test_a_damaged_checkpoint_is_told_by_name(digits, tmp_path):
     out = tmp_path / "out"
     train(str(digits), output=str(out), **ONE)
-    whole = (out / "last.ckpt").read_bytes()
-    assert torch.load(out / "last.ckpt", weights_only=True)["history"], "the digest is a zip file's comment"
+    whole = (out / LAST).read_bytes()
+    assert torch.load(out / LAST, weights_only=True)["history"], "the digest is a zip file's comment"
     for at in (0, len(whole) // 3, len(whole) - 70, len(whole) - 1):
         odd = bytearray(whole)
         odd[at] ^= 4
         for held in (bytes(odd), whole[:at]):
-            (out / "last.ckpt").write_bytes(held)
+            (out / LAST).write_bytes(held)
             with pytest.raises(ValueError, match=r"last\.ckpt' is damaged"):
                 train(str(digits), output=str(out), **ONE, resume=True)
 
@@ -375,7 +377,7 @@ def test_what_is_not_finite_leaves_the_best_weights_before(digits, tmp_path, mon
     ema = {"ema": True} if where is average else {}
     with pytest.raises(ValueError, match=told):
         train(str(digits), output=str(tmp_path / "out"), **QUICK, **ema)
-    state = torch.load(tmp_path / "out" / "last.ckpt", weights_only=True)
+    state = torch.load(tmp_path / "out" / LAST, weights_only=True)
     assert len(state["history"]) == 1
     assert state["weights"] == [digest(tmp_path / "out" / "model.safetensors")]
 
@@ -453,7 +455,7 @@ def test_gradients_of_a_streamed_set_are_used_by_the_end_of_an_epoch(tmp_path, m
     options = QUICK | {"dataset": "wds/none", "batch_size": 2, "grad_accum_steps": 2, "augment": False}
     options = {key: options[key] for key in options.keys() - {"hflip", "scale"}}
     train(str(tmp_path), output=str(tmp_path / "out"), **options)
-    state = torch.load(tmp_path / "out" / "last.ckpt", weights_only=True)
+    state = torch.load(tmp_path / "out" / LAST, weights_only=True)
     steps = {int(entry["step"]) for entry in state["optimizer"]["state"].values()}
     assert steps == {4}, "three batches an epoch are two updates"
 

@@ -26,6 +26,7 @@ from timm_mobilevit_zoo.train import folder as train_folder
 from timm_mobilevit_zoo.train import run as train_run
 from timm_mobilevit_zoo.train import train
 from timm_mobilevit_zoo.train.data import folder_data
+from timm_mobilevit_zoo.train.folder import LAST
 
 WITH_TOKEN = next(name for name in FIXED if timm.get_pretrained_cfg(name).classifier == ("head", "head_dist"))
 GOLDEN_OF_MODEL = next(path for path in GOLDEN if path.stem == MODEL)
@@ -66,11 +67,12 @@ def validation_loss(model, digits):
 
 def test_a_run_learns_and_leaves_what_timm_loads(run, digits):
     out, best = run
-    assert sorted(path.name for path in out.iterdir()) == [
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*.*")) == [
+        LAST,
         "config.json",
         "curve.png",
-        "last.ckpt",
         "model.safetensors",
+        "run.json",
         "summary.csv",
     ]
     table = rows(out)
@@ -146,7 +148,7 @@ def test_a_killed_run_resumes_to_the_same_result(digits, tmp_path):
     assert done.returncode == 0, done.stderr
     done = start(killed, ["-c", KILLED])
     assert done.returncode == -signal.SIGKILL, done.stderr
-    state = torch.load(killed / "last.ckpt", weights_only=True)
+    state = torch.load(killed / LAST, weights_only=True)
     assert len(state["history"]) == 2, "killed between the second epoch's checkpoint and its table"
     done = start(killed, resume=True)
     assert done.returncode == 0, done.stderr
@@ -155,7 +157,7 @@ def test_a_killed_run_resumes_to_the_same_result(digits, tmp_path):
     timings = {"seconds", "images_per_s"}
     ours, theirs = ([{key: row[key] for key in row.keys() - timings} for row in rows(out)] for out in (whole, killed))
     assert ours == theirs
-    a, b = (torch.load(out / "last.ckpt", weights_only=True) for out in (whole, killed))
+    a, b = (torch.load(out / LAST, weights_only=True) for out in (whole, killed))
     for part in ("model", "ema"):
         assert [key for key in a[part] if not torch.equal(a[part][key], b[part][key])] == []
     a, b = (load_file(out / "model.safetensors") for out in (whole, killed))
@@ -190,7 +192,7 @@ def test_two_processes_under_accelerate(digits, tmp_path):
     best = max(rows(tmp_path / "out"), key=lambda row: float(row["val_top1"]))
     model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
     assert validation_loss(model, digits) == pytest.approx(float(best["val_loss"]), rel=1e-4)
-    state = torch.load(tmp_path / "out" / "last.ckpt", weights_only=True)
+    state = torch.load(tmp_path / "out" / LAST, weights_only=True)
     steps = {int(entry["step"]) for entry in state["optimizer"]["state"].values()}
     assert steps == {2 * 48 // (2 * 8)}, "the two processes share the 48 images of an epoch"
 
@@ -301,7 +303,7 @@ def test_images_of_every_kind(digits, tmp_path):
 def fails(match, data, tmp_path, error=ValueError, **options):
     with pytest.raises(error, match=match):
         train(str(data), output=str(tmp_path / "never"), **QUICK | options)
-    assert not (tmp_path / "never" / "last.ckpt").exists()
+    assert not (tmp_path / "never" / LAST).exists()
 
 
 def test_a_path_that_is_not_there(tmp_path):
@@ -381,15 +383,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(digits, tmp_path):
 
 def test_an_output_that_holds_something_is_not_overwritten(run, digits, tmp_path):
     out, _ = run
-    before = (out / "last.ckpt").read_bytes()
+    before = (out / LAST).read_bytes()
     with pytest.raises(ValueError, match="exists and is not an empty folder"):
         train(str(digits), output=str(out), **QUICK)
-    assert (out / "last.ckpt").read_bytes() == before
+    assert (out / LAST).read_bytes() == before
     with pytest.raises(ValueError, match=r"these differ: epochs=9 \(was 6\), lr=0\.5 \(was 0\.001\)"):
         train(str(digits), output=str(out), **QUICK | ENOUGH | {"epochs": 9, "lr": 0.5}, resume=True)
     (tmp_path / "never").mkdir()
     (tmp_path / "never" / "notes.txt").touch()
-    fails("holds no last.ckpt", digits, tmp_path, resume=True)
+    fails("holds no checkpoints/last.ckpt", digits, tmp_path, resume=True)
 
 
 def test_resuming_before_the_first_epoch_ended_starts_anew(digits, tmp_path, monkeypatch):
@@ -398,7 +400,7 @@ def test_resuming_before_the_first_epoch_ended_starts_anew(digits, tmp_path, mon
     (tmp_path / "runs" / FAST / "model.safetensors").touch()  # killed between the folder and the checkpoint
     best = train(str(digits), **QUICK | {"epochs": 1}, resume=True)
     assert best["output"] == os.path.join("runs", FAST)  # where no output is given
-    assert (tmp_path / best["output"] / "last.ckpt").is_file()
+    assert (tmp_path / best["output"] / LAST).is_file()
     assert not list((tmp_path / best["output"]).glob(".*"))
 
 
@@ -411,7 +413,7 @@ def test_resuming_before_the_first_epoch_ended_starts_anew(digits, tmp_path, mon
         ({"in_chans": 2}, "in_chans=2 must be 1"),
         ({"alpha": 2.0}, r"alpha=2.0 must lie in 0\.\.1"),
         ({"mixup": 0.2, "batch_size": 15}, "batch_size=15 must be even for mixup"),
-        ({"val_fraction": 0.0}, "val_fraction=0.0 must lie between"),
+        ({"val_fraction": 1.0}, "val_fraction=1.0 must be at least 0 and below 1"),
         ({"sched": "plateau"}, "sched='plateau' does not step"),
         ({"mixup": -1.0}, "mixup=-1.0 must be at least 0"),
         ({"scale": (0.5, 0.1)}, "scale=.* the smaller first"),

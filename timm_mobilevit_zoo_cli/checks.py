@@ -22,6 +22,7 @@ __all__ = [
     "check_free",
     "check_port",
     "is_folder",
+    "need_card",
     "need_page",
     "new_folder",
     "plain",
@@ -97,6 +98,15 @@ def weights_folder(folder: str | Path) -> None:
             raise ValueError(f"{name} is no regular file" if is_there else f"{name} is missing in {folder}")
 
 
+def need_card(folder: str | Path, license: str) -> None:
+    """Refuse a folder of weights without a model card where no licence is given to write one with."""
+    if not license and not Path(folder, "README.md").exists():
+        raise ValueError(
+            f"{folder} has no README.md, its model card; --license (license=), as mit or apache-2.0, has one written "
+            "of what the folder tells"
+        )
+
+
 def check_port(port: int) -> None:
     """Refuse a number that no port has."""
     check_numbers({"port": port})
@@ -138,8 +148,6 @@ def _train(options: Options) -> None:
     if options["in_chans"] == 2:
         raise ValueError(f"in_chans=2 must {NUMBERS['in_chans'].said}")
     check_effects(options)
-    if options["warmup_epochs"] >= options["epochs"] > 1 and options["warmup_epochs"] > 0:
-        raise ValueError(f"warmup_epochs={options['warmup_epochs']} must be below epochs={options['epochs']}")
     if (options["mixup"] or options["cutmix"]) and options["batch_size"] % 2:
         raise ValueError(f"batch_size={options['batch_size']} must be even for mixup and cutmix")
     teacher = options["teacher"]
@@ -229,13 +237,22 @@ def _folder(options: Options) -> None:
     weights_folder(options["folder"])
 
 
+def _push(options: Options) -> None:
+    weights_folder(options["folder"])
+    need_card(options["folder"], options["license"])
+    if words := {name: options[name] for name in CARD_WORDS if options[name]}:
+        if "license" not in words:
+            raise ValueError(f"{next(iter(words))}={next(iter(words.values()))!r} goes with --license (license=)")
+        check_card(words)
+
+
 _CHECKS: dict[str, Callable[[Options], None]] = {
     "train": _train,
     "predict": _predict,
     "maps": _maps,
     "check": _folder,
     "convert": _convert,
-    "push": _folder,
+    "push": _push,
     "pull": _pull,
     "export": _export,
     "bench": _bench,

@@ -1,10 +1,13 @@
 """What each command does, and what it says of it. Only here is the package imported, once the words are right."""
 
+import glob
 import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from .parser import parser
@@ -21,18 +24,41 @@ def _train(**args: Any) -> int:
 
     if not PartialState().is_main_process:  # of several, one speaks
         return 0
-    _say(f"best epoch {best['epoch']:.0f}: top-1 {best['val_top1']:.2f}%, loss {best['val_loss']:.4f}")
-    _say(f"load it with timm.create_model('local-dir:{best['output']}', pretrained=True)")
+    if best["val_top1"] is None:
+        _say(f"epoch {best['epoch']:.0f} is kept, without validation")
+    else:
+        _say(f"best epoch {best['epoch']:.0f}: top-1 {best['val_top1']:.2f}%, loss {best['val_loss']:.4f}")
+    _tell_next(best["output"])
     return 0
 
 
+def _tell_next(run: str) -> None:
+    """Say what to type next with the folder that a run has left."""
+    from timm_mobilevit_zoo.models.names import our_models
+
+    with open(os.path.join(run, "config.json"), encoding="utf-8") as file:
+        is_ours = json.load(file)["architecture"] in our_models()
+    folder, onnx = shlex.quote(run), shlex.quote(os.path.basename(os.path.abspath(run)) + ".onnx")
+    _say(f"what the run has left is in {run}; next, for example:")
+    _say(f"  timm-mobilevit-zoo predict {folder} IMAGE...")
+    _say(f"  timm-mobilevit-zoo export {folder} --format onnx -o {onnx}")
+    if is_ours:
+        _say(f"  timm-mobilevit-zoo push {folder} OWNER/NAME --license mit   # or another licence; then with --yes")
+    model = json.dumps(f"local-dir:{run}", ensure_ascii=False)
+    _say(f"  import timm, timm_mobilevit_zoo; model = timm.create_model({model}, pretrained=True).eval()   # in Python")
+
+
 def _predict(model: str, images: list[str], as_json: bool, trust: bool, **args: Any) -> int:
+    from timm_mobilevit_zoo.common.progress import showing
+
+    images = _listed(images, sys.stdin)
     results = _missing(images)
     if len(results) < len(images):  # or else no network is needed to say what there is to say
         from timm_mobilevit_zoo.models.loading import load
         from timm_mobilevit_zoo.train.predict import predict
 
-        results = predict(load(model, trust=trust), images, **args)
+        with showing():
+            results = predict(load(model, trust=trust), images, **args)
     if as_json:
         for line in json.dumps(results, indent=2).splitlines():
             _say(line)
@@ -42,6 +68,33 @@ def _predict(model: str, images: list[str], as_json: bool, trust: bool, **args: 
             found = "  ".join(f"{entry['label']} {100 * entry['probability']:.1f}%" for entry in classes)
             _say(f"{result['image']}: {found}" if found else result["error"])
     return 1 if any("error" in result for result in results) else 0
+
+
+def _listed(words: Iterable[str], lines: Iterable[str] | None = None) -> list[str]:
+    """Return the images that `predict` is asked for: files, those of folders, of patterns, and of a list.
+
+    Args:
+        words: As they were typed.
+        lines: What `-` stands for, a path a line; without them it is a file's name.
+
+    Raises:
+        ValueError: For a folder without images.
+    """
+    listed: list[str] = []
+    for word in words:
+        if word == "-" and lines is not None:
+            listed += _listed(line for line in (line.rstrip("\r\n") for line in lines) if line.strip())
+        elif os.path.isdir(word):
+            from timm_mobilevit_zoo.common.images import images_in
+
+            if not (found := images_in(Path(word))):
+                raise ValueError(f"images: {word!r} is a folder without images")
+            listed += map(str, found)
+        elif not os.path.lexists(word) and (matches := sorted(glob.glob(word, recursive=True))):
+            listed += _listed(matches)  # of a shell that leaves patterns to the program
+        else:
+            listed.append(word)
+    return listed
 
 
 def _missing(images: Sequence[str]) -> list[dict[str, Any]]:
@@ -65,7 +118,12 @@ def _maps(**args: Any) -> int:
 def _check(folder: str) -> int:
     from timm_mobilevit_zoo.hub import check
 
-    return _tell(folder, check(folder))
+    status = _tell(folder, check(folder))
+    if os.path.isdir(os.path.join(folder, "checkpoints")):
+        _say("checkpoints: left aside; nothing is loaded from there, and nothing pushed")
+    if not os.path.isfile(os.path.join(folder, "README.md")):
+        _say("README.md: missing; push writes this model card, given --license")
+    return status
 
 
 def _convert(push: str, yes: bool, private: bool, **args: Any) -> int:
@@ -78,11 +136,21 @@ def _convert(push: str, yes: bool, private: bool, **args: Any) -> int:
     elif yes or not private:
         raise ValueError("--yes and --no-private go with --push OWNER/NAME")
     found = convert(**args)
-    _say(f"wrote {args['output']}: {found['architecture']}, {found['num_classes']} classes, bit for bit")
+    _say(f"wrote {args['output']}: {_told_of(args['output'], found)}, the weights bit for bit")
     if not push:
         return 0
     hint = f"timm-mobilevit-zoo push {shlex.join([args['output'], push])} {'' if private else '--no-private '}--yes"
     return _push(folder=args["output"], repo_id=push, yes=yes, private=private, hint=hint)
+
+
+def _told_of(folder: str, found: Mapping[str, Any]) -> str:
+    """Return what network a folder holds, with the names of its classes, and for which images."""
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+        config = json.load(file)
+    names = config.get("label_names")
+    named = f" ({', '.join(names[:6])}{', ...' if len(names) > 6 else ''})" if names else " without names"
+    size = " x ".join(map(str, config["pretrained_cfg"]["input_size"][1:]))
+    return f"{found['architecture']}, {found['num_classes']} classes{named}, images of {size} pixels"
 
 
 def _pull(**args: Any) -> int:
@@ -138,6 +206,8 @@ def _push(yes: bool, hint: str = "--yes", **args: Any) -> int:
     from timm_mobilevit_zoo.hub import push
 
     found = push(**args, dry_run=not yes)
+    if found["card"]:
+        _say(f"wrote {found['card']}, the model card: it is yours to edit before the push")
     what = "private" if found["private"] else "public"
     what += " repository" if found["exists"] else " repository, new"
     _say(f"{found['repo_id']} ({what}) on {found['endpoint']} as {found['account']}, branch {found['branch']}")
@@ -146,7 +216,7 @@ def _push(yes: bool, hint: str = "--yes", **args: Any) -> int:
     for name in found["delete"]:
         _say(f"  {'deleted' if yes else 'delete':8}{name}")
     if not yes:
-        _say(f"nothing was changed; {hint} pushes")
+        _say(f"nothing was changed on the Hub; {hint} pushes")
     elif found["revision"] == found["parent"]:
         _say(f"nothing to push: revision {found['revision']}")
     else:
@@ -154,20 +224,31 @@ def _push(yes: bool, hint: str = "--yes", **args: Any) -> int:
     return 0
 
 
-def _bench(**args: Any) -> int:
+def _bench(verbose: bool, **args: Any) -> int:
     sys.path.append(os.getcwd())  # for module:function; a console script's path has no working folder
     from timm_mobilevit_zoo.bench import bench, table
 
-    rows = bench(**args)
+    with _telling(verbose):
+        rows = bench(**args)
     for line in table(rows).splitlines():
         _say(line)
     return 1 if any(row["error"] for row in rows) else 0
 
 
-def _export(**args: Any) -> int:
+@contextmanager
+def _telling(verbose: bool) -> Iterator[None]:
+    """Tell what long work does, and what converters say of it where that is asked."""
+    from timm_mobilevit_zoo.common import progress, quiet
+
+    with progress.showing(), quiet.verbose() if verbose else nullcontext():
+        yield
+
+
+def _export(verbose: bool, **args: Any) -> int:
     from timm_mobilevit_zoo.export import export
 
-    found = export(**args)
+    with _telling(verbose):
+        found = export(**args)
     for name, file in found["files"].items():
         _say(f"{name}: {file['bytes'] / 2**20:.1f} MiB, sha256 {file['sha256']}")
     for kind, check in (found["checks"] or {}).items():
@@ -185,11 +266,12 @@ def _export(**args: Any) -> int:
     return 0
 
 
-def _page(serve: bool, port: int, models: Sequence[str], **args: Any) -> int:
+def _page(serve: bool, port: int, models: Sequence[str], verbose: bool, **args: Any) -> int:
     from timm_mobilevit_zoo import page
 
     if models or not serve:
-        found = page.page(models, **args)
+        with _telling(verbose):
+            found = page.page(models, **args)
         for model in found["models"]:
             maps = f"{len(model['maps']['outputs'])} maps" if model["maps"] else "no attention that is recorded"
             _say(f"{args['output']}: {model['name']}, {model['bytes'] / 2**20:.1f} MiB, {maps}")
@@ -202,6 +284,7 @@ def _demo(**args: Any) -> int:
     from timm_mobilevit_zoo.train.demo import demo
 
     demo(**args)
+    _tell_next(os.path.join(args["output"], "run"))
     return 0
 
 

@@ -30,6 +30,7 @@ CARD_ENTRIES = {
     "metrics",
     "source",
     "tags",
+    "training",
 }
 
 
@@ -45,7 +46,7 @@ def check_card(card: Mapping[str, Any]) -> None:
         raise ValueError(f"card['license']={_short(licence)} must be one of {', '.join(LICENSES)}")
     if licence == "other" and not (card.get("license_name") and card.get("license_link")):
         raise ValueError("card['license']='other' needs license_name and license_link")
-    for key in sorted(card.keys() - {"metrics", "tags"}):
+    for key in sorted(card.keys() - {"metrics", "tags", "training"}):
         if not isinstance(card[key], str) or not _is_whole(card[key]):
             raise ValueError(f"card[{key!r}]={_short(card[key])} must be text")
     if not re.fullmatch(SLUG, card.get("license_name") or "x"):
@@ -55,6 +56,9 @@ def check_card(card: Mapping[str, Any]) -> None:
     metrics, tags = card.get("metrics", {}), card.get("tags", ())
     if not isinstance(metrics, Mapping) or not all(isinstance(key, str) and _finite(metrics[key]) for key in metrics):
         raise ValueError(f"card['metrics']={_short(metrics)} must give a finite number for each name")
+    training = card.get("training", {})
+    if not isinstance(training, Mapping) or not all(isinstance(one, str) for pair in training.items() for one in pair):
+        raise ValueError(f"card['training']={_short(training)} must give text for each name")
     listed = isinstance(tags, (list, tuple)) and all(isinstance(tag, str) for tag in tags)
     if not listed or "transformers" in tags:
         raise ValueError(

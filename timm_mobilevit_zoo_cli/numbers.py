@@ -93,7 +93,7 @@ NUMBERS: Mapping[str, Number] = {
     "tolerance": _POSITIVE._replace(optional=True),
     "top": _COUNT,
     "val_every": Number(2, 2**31 - 1, whole=True),
-    "val_fraction": Number(0, 1, above=True, below=True),
+    "val_fraction": Number(0, 1, below=True),
     "vflip": _SHARE,
     "warmup_epochs": Number(0, 2**31 - 1, whole=True),
     "warmup_lr": _LEAST_0,

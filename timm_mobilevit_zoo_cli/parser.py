@@ -8,6 +8,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
+from .licences import CARD_WORDS
 from .signatures import Function, read
 
 __all__ = ["PACKAGE", "parse", "parser"]
@@ -52,6 +53,8 @@ LEFT_OUT: dict[str, tuple[str, ...]] = {
     "page": ("models",),
 }
 SHELLS = ("bash", "zsh")
+IMAGES = "image files, folders of them, patterns as 'photos/*.jpg', or - for a list on standard input, a path a line"
+CHATTY = ("bench", "export", "page")  # what calls converters
 
 
 def parse(argv: Sequence[str]) -> dict[str, Any]:
@@ -130,7 +133,9 @@ def _add_command(commands: Any, name: str, function: Function) -> None:
     if name in ("convert", "push"):
         one.add_argument("--yes", action="store_true", help="push; without it, only show what would be pushed")
     if name == "convert":
-        _add_options(one, PUSH.read(), ("folder", "repo_id", "dry_run", "branch", "message", "token"))
+        _add_options(one, PUSH.read(), ("folder", "repo_id", "dry_run", "branch", "message", "token", *CARD_WORDS))
+    if name in CHATTY:
+        one.add_argument("--verbose", action="store_true", help="show what converters print, too")
     if name == "page":
         one.add_argument("--serve", action="store_true", help="serve the page on this machine, until Ctrl-C")
         _add_options(one, SERVE.read(), ("folder",))
@@ -140,7 +145,7 @@ def _own_of_predict(one: Any) -> None:
     one.add_argument(
         "model", metavar="FOLDER", help="folder of weights, or a name that timm has weights for, as hf-hub:OWNER/NAME"
     )
-    one.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    one.add_argument("images", nargs="+", metavar="IMAGE", help=IMAGES)
     one.add_argument(
         "--trust", action="store_true", help="load a folder as it stands, without the check of what it holds"
     )

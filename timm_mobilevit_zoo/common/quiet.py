@@ -1,12 +1,17 @@
-"""Other libraries' warnings and log lines, kept from the terminal."""
+"""Other libraries' warnings, log lines and output, kept from the terminal."""
 
+import ctypes
+import io
 import logging
+import os
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextvars import ContextVar
 
-__all__ = ["quiet"]
+__all__ = ["converting", "quiet", "verbose"]
 
 _one_at_a_time = threading.RLock()
 
@@ -27,3 +32,61 @@ def quiet() -> Iterator[None]:
                 yield
         finally:
             logging.disable(before)
+
+
+_verbose: ContextVar[bool] = ContextVar("verbose", default=False)
+
+
+@contextmanager
+def verbose() -> Iterator[None]:
+    """Let converters say what they like meanwhile, in this thread."""
+    token = _verbose.set(True)
+    try:
+        yield
+    finally:
+        _verbose.reset(token)
+
+
+@contextmanager
+def converting() -> Iterator[None]:
+    """Keep quiet what `quiet` does, and what converters and the programs that they start print; all but with `verbose`.
+
+    What they print goes to the process's own streams, whatever these are for Python.
+    """
+    if _verbose.get():
+        with _one_at_a_time:
+            yield
+    else:
+        with quiet(), _muted(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
+
+
+@contextmanager
+def _muted() -> Iterator[None]:
+    """Have nothing come out of the process's output and error streams."""
+    _flush()
+    kept = {}
+    for stream in (1, 2):
+        with suppress(OSError):  # of a process without
+            kept[stream] = os.dup(stream)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for stream in kept:
+            os.dup2(nowhere, stream)
+        yield
+    finally:
+        _flush()
+        for stream, copy in kept.items():
+            os.dup2(copy, stream)
+        for descriptor in (nowhere, *kept.values()):
+            os.close(descriptor)
+
+
+def _flush() -> None:
+    """Write out what C libraries, which keep lines until they have many, hold back."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):  # none, or closed
+            stream.flush()
+    if os.name == "posix":
+        with suppress(OSError):
+            ctypes.CDLL(None).fflush(None)

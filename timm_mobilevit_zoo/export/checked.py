@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from timm_mobilevit_zoo import __version__
 from timm_mobilevit_zoo.common.files import beside, claiming, digests, replacing_all
 from timm_mobilevit_zoo.common.images import data_config
+from timm_mobilevit_zoo.common.progress import step
 from timm_mobilevit_zoo.models.copies import copied, unwrapped
 from timm_mobilevit_zoo.models.loading import words_of
 from timm_mobilevit_zoo_cli.checks import plain
@@ -127,6 +128,8 @@ def _checks(
 ) -> dict[str, Any]:
     """Return how the file compares with eager mode, or raise where it is off by more than the task allows."""
     cfg, classes = network.pretrained_cfg, classes_of(task.images, labels or ())
+    kinds = ("calibration" if calibration else "random") + f" and {len(task.images)} real" * bool(task.images)
+    step(f"{task.format}: comparing the file with eager mode, on {kinds} images")
     if calibration:  # noise is beyond what 8 bits are laid out for
         images = [*calibration, *resized(calibration, x, task.dynamic)]
         checks = {"calibration": compare(network, run, images)}

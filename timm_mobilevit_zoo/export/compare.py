@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_mobilevit_zoo.common.images import reader
+from timm_mobilevit_zoo.common.progress import is_shown, progress
 
 from .format import Run
 
@@ -39,7 +40,9 @@ def resized(images: Sequence[Tensor], x: Tensor, dynamic: Sequence[str]) -> Iter
 def real_images(images: Sequence[Path], config: dict[str, Any]) -> Iterator[Tensor]:
     """Yield images from their files, as the model's data config asks."""
     if images:  # a network may have as many channels as no image has, and be compared on noise alone
-        yield from (x[None] for x in map(reader(config), images))
+        read = reader(config)
+        for path in progress(images, "computing images", "images", hide=not is_shown()):
+            yield read(path)[None]
 
 
 def classes_of(images: Sequence[Path], labels: Sequence[str]) -> Tensor | None:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from timm_mobilevit_zoo.common.extras import require
-from timm_mobilevit_zoo.common.quiet import quiet
+from timm_mobilevit_zoo.common.progress import step
+from timm_mobilevit_zoo.common.quiet import converting
 
 from .format import INPUT, OUTPUT, Format
 from .plain import plain
@@ -17,7 +18,8 @@ __all__ = ["FORMAT"]
 
 def _write(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) -> None:
     library = require("coremltools", "coreml")
-    with quiet():
+    step("coreml: converting the network")
+    with converting():
         exported = torch.export.export(plain(network, x), (x,), strict=False).run_decompositions({})
         converted = library.convert(
             exported,

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from timm_mobilevit_zoo.common.extras import require
-from timm_mobilevit_zoo.common.quiet import quiet
+from timm_mobilevit_zoo.common.progress import is_shown, progress, step
+from timm_mobilevit_zoo.common.quiet import converting
 
 from .format import Format, Run
 from .int8 import COMPARED, errors_of, told_of
@@ -22,16 +23,18 @@ __all__ = ["FORMAT"]
 
 
 def _write(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) -> dict[str, Any]:
-    with quiet():
+    step("executorch: exporting the network as a graph")
+    with converting():
         exported = torch.export.export(plain(network, x), (x,), strict=False)
     return _lower(exported, path)
 
 
 def _lower(exported: Any, path: Path) -> dict[str, Any]:
     """Write what torch.export returned for ExecuTorch, and return what is to be told of it."""
-    exir = require("executorch.exir", "executorch")
-    partitioner = require("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
-    with quiet():
+    step("executorch: lowering the graph to XNNPACK, which takes a while")
+    with converting():
+        exir = require("executorch.exir", "executorch")
+        partitioner = require("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
         lowered = exir.to_edge_transform_and_lower(exported, partitioner=[partitioner.XnnpackPartitioner()])
         told = _delegation(lowered.exported_program().graph_module)
         program = lowered.to_executorch()
@@ -49,10 +52,11 @@ def _delegation(graph: Any) -> dict[str, Any]:
 
 
 def _run(path: Path, threads: int = 0) -> Run:
-    if threads:
-        require("executorch.extension.pybindings.portable_lib", "executorch")._unsafe_reset_threadpool(threads)
-    runtime = require("executorch.runtime", "executorch").Runtime.get()
-    method = runtime.load_program(path).load_method("forward")
+    with converting():  # its import already tells of the CPU
+        if threads:
+            require("executorch.extension.pybindings.portable_lib", "executorch")._unsafe_reset_threadpool(threads)
+        runtime = require("executorch.runtime", "executorch").Runtime.get()
+        method = runtime.load_program(path).load_method("forward")
 
     def run(images: Any) -> Any:
         return method.execute([torch.from_numpy(np.ascontiguousarray(images))])[0].numpy().copy()
@@ -62,9 +66,10 @@ def _run(path: Path, threads: int = 0) -> Run:
 
 def _write_int8(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str], images: Sequence[Tensor]) -> Any:
     """Write for XNNPACK what PyTorch's quantisation of exported graphs makes."""
-    xnnpack = require("executorch.backends.xnnpack.quantizer.xnnpack_quantizer", "executorch")
-    pt2e = require("torchao.quantization.pt2e.quantize_pt2e", "executorch")
-    observers = require("torchao.quantization.pt2e", "executorch")
+    with converting():
+        xnnpack = require("executorch.backends.xnnpack.quantizer.xnnpack_quantizer", "executorch")
+        pt2e = require("torchao.quantization.pt2e.quantize_pt2e", "executorch")
+        observers = require("torchao.quantization.pt2e", "executorch")
     kinds = torch.ops.aten.conv2d.default, torch.ops.aten.conv_transpose2d.input, torch.ops.aten.linear.default
     config = xnnpack.get_symmetric_quantization_config(is_per_channel=True)
     # The histograms that it comes with take minutes.
@@ -74,17 +79,22 @@ def _write_int8(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str
     for kind in kinds:
         quantizer.set_operator_type(kind, config)
     quantizer.set_filter_function(lambda node: node.target not in kinds or _can_be_quantised(node))
-    with quiet():
+    step("executorch: exporting the network as a graph")
+    with converting():
         exported = torch.export.export(plain(network, x), (x,), strict=False).module()
         quantised = pt2e.prepare_pt2e(copy.deepcopy(exported), quantizer)
-        with torch.no_grad():
-            for image in images:
-                quantised(image)
+    step(f"executorch: measuring ranges on {len(images)} images, for 8 bits")
+    with torch.no_grad():
+        for image in progress(images, "measuring ranges", "images", hide=not is_shown()):
+            quantised(image)
+    with converting():
         quantised = pt2e.convert_pt2e(quantised)
-        told = _lower(torch.export.export(quantised, (x,), strict=False), path)
+        graph = torch.export.export(quantised, (x,), strict=False)
+    told = _lower(graph, path)
     bits = {node.name for node in quantised.graph.nodes if node.target in kinds and _is_quantised(node.args[1])}
     layers = {node.name: node for node in exported.graph.nodes if node.name in bits}
     names = {name: _layer(node.args[1]) for name, node in layers.items()}
+    step(f"executorch: comparing the layers in 8 bits with those in float, on {len(images[:COMPARED])} images")
     errors = errors_of(
         zip(_graph_outputs(exported, names, images), _graph_outputs(quantised, names, images), strict=True)
     )

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from timm_mobilevit_zoo.common.extras import require
-from timm_mobilevit_zoo.common.quiet import quiet
+from timm_mobilevit_zoo.common.progress import step
+from timm_mobilevit_zoo.common.quiet import converting
 
 from .format import Format, Run
 from .plain import plain
@@ -17,7 +18,8 @@ __all__ = ["FORMAT"]
 
 def _write(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) -> None:
     library = require("litert_torch", "litert")
-    with quiet():
+    step("litert: converting the network")
+    with converting():
         library.convert(plain(network, x), (x,)).export(str(path))
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from timm_mobilevit_zoo.common.extras import require
-from timm_mobilevit_zoo.common.quiet import quiet
+from timm_mobilevit_zoo.common.progress import step
+from timm_mobilevit_zoo.common.quiet import converting
 
 from .format import Format, Run
 from .rewrite import PooledSlices, split
@@ -19,7 +20,8 @@ __all__ = ["FORMAT"]
 def _write(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) -> None:
     library = require("pnnx", "ncnn")
     network = split(network)
-    with quiet(), PooledSlices():
+    step("ncnn: pnnx converts the network")
+    with converting(), PooledSlices():
         library.export(network, str(path.with_suffix(".pt")), (x,), fp16=False)
     layers = path.with_suffix(".ncnn.param").read_text(encoding="utf-8").splitlines()[2:]
     unknown = sorted(

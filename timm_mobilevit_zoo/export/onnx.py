@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from timm_mobilevit_zoo.common.extras import require
-from timm_mobilevit_zoo.common.quiet import quiet
+from timm_mobilevit_zoo.common.progress import step
+from timm_mobilevit_zoo.common.quiet import converting
 
 from .format import INPUT, OUTPUT, Format, Run
 from .int8 import COMPARED, errors_of, told_of
@@ -20,7 +21,8 @@ __all__ = ["FORMAT"]
 def _write(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) -> None:
     axes = {0: "batch"} if "batch" in dynamic else {}
     sides = {2: "height", 3: "width"} if "size" in dynamic else {}
-    with quiet():
+    step("onnx: writing the network")
+    with converting():
         torch.onnx.export(
             simplified(network),
             (x,),
@@ -59,7 +61,8 @@ def _write_int8(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str
 
     feed = iter([{INPUT: image.numpy()} for image in images])
     reader = type("Reader", (tools.CalibrationDataReader,), {"get_next": lambda self: next(feed, None)})()
-    with quiet():
+    step(f"onnx: measuring the ranges of {len(layers)} layers on {len(images)} images, for 8 bits")
+    with converting():
         tools.quantize_static(
             str(whole),
             str(path),
@@ -75,6 +78,7 @@ def _write_int8(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str
     floats = {value.name for value in graph.value_info if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
     rest = [node for node in graph.node if node.name not in layers and node.output[0] in floats]
     left = [node.op_type for node in rest if node.op_type not in MOVES]
+    step(f"onnx: comparing the layers in 8 bits with those in float, on {len(images[:COMPARED])} images")
     errors = errors_of(zip(_outputs(whole, layers, images), _outputs(path, layers, images), strict=True))
     return {"int8": told_of(network, images, errors, left)}
 

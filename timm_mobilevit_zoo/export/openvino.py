@@ -6,7 +6,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from timm_mobilevit_zoo.common.extras import require
-from timm_mobilevit_zoo.common.quiet import quiet
+from timm_mobilevit_zoo.common.progress import step
+from timm_mobilevit_zoo.common.quiet import converting
 
 from .format import INPUT, OUTPUT, Format, Run
 from .rewrite import transposeless
@@ -18,7 +19,8 @@ def _write(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) ->
     library = require("openvino", "openvino")
     batch, channels, height, width = x.shape
     sides = [-1, -1] if "size" in dynamic else [height, width]
-    with quiet():
+    step("openvino: converting the network")
+    with converting():
         shape = [-1 if "batch" in dynamic else batch, channels, *sides]
         converted = library.convert_model(transposeless(network), example_input=x, input=shape)
     converted.input(0).get_tensor().set_names({INPUT})

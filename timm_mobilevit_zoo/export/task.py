@@ -1,5 +1,6 @@
 """What `export` is asked for, known to be possible before any work."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -7,8 +8,10 @@ from typing import NamedTuple
 import torch
 
 from timm_mobilevit_zoo.common.extras import require
-from timm_mobilevit_zoo.common.images import images_in
+from timm_mobilevit_zoo.common.images import images_in, read_image
+from timm_mobilevit_zoo.common.progress import is_shown, progress
 from timm_mobilevit_zoo_cli.checks import check, check_free, plain
+from timm_mobilevit_zoo_cli.text import printable
 
 from .format import Format
 from .formats import FORMATS
@@ -43,6 +46,7 @@ def task_of(
     int8: str = "",
     tolerance: float | None = None,
     overwrite: bool = False,
+    on_broken: str = "stop",
 ) -> Task:
     """Return the task, or raise what is wrong with an argument."""
     options = plain(dict(locals()))
@@ -62,8 +66,10 @@ def task_of(
     tolerance = options["tolerance"]
     if tolerance is None:
         tolerance = INT8_TOLERANCE if int8 else TOLERANCE
-    compared = some_of("images", options["images"], MEASURED if int8 else IMAGES)
-    calibration = some_of("int8", options["int8"], CALIBRATION)
+    if on_broken != "stop" and not (images or int8):
+        raise ValueError(f"on_broken={on_broken!r} goes with images or int8")
+    compared = _whole("images", some_of("images", options["images"], MEASURED if int8 else IMAGES), on_broken)
+    calibration = _whole("int8", some_of("int8", options["int8"], CALIBRATION), on_broken)
     task = Task(format, target, options["size"], options["dynamic"], compared, calibration, tolerance, overwrite)
     check_outputs(task)
     for module in about.modules:
@@ -89,6 +95,28 @@ def some_of(name: str, folder: str, count: int) -> list[Path]:
         raise ValueError(f"{name}={folder!r} must be a folder with images in it")
     count = min(count, len(found))
     return [found[i * len(found) // count] for i in range(count)]
+
+
+def _whole(name: str, paths: list[Path], on_broken: str) -> list[Path]:
+    """Return the images of a list that can be read.
+
+    Raises:
+        ValueError: For those that cannot be read where `on_broken` is `stop`; and where none is left.
+    """
+    broken: dict[Path, str] = {}
+    for path in progress(paths, f"reading {name}", "images", hide=not is_shown()):
+        try:
+            read_image(path, "RGB")
+        except ValueError as error:
+            broken[path] = str(error)
+    if broken and on_broken == "stop":
+        listed = "\n  ".join(list(broken.values())[:20])
+        raise ValueError(f"{name}: {len(broken)} image(s) are broken; mend them or choose on_broken=skip\n  {listed}")
+    for fault in broken.values():
+        sys.stderr.write(f"skipped: {printable(fault)}\n")
+    if broken and len(broken) == len(paths):
+        raise ValueError(f"{name} is left without an image that can be read")
+    return [path for path in paths if path not in broken]
 
 
 def files_of(about: Format, output: Path) -> list[Path]:

@@ -25,6 +25,7 @@ def export(
     dynamic: Sequence[Literal["batch", "size"]] = (),
     images: str = "",
     int8: str = "",
+    on_broken: Literal["stop", "skip"] = "stop",
     tolerance: float | None = None,
     pretrained: bool = True,
     trust: bool = False,
@@ -44,6 +45,7 @@ def export(
             model's labels, accuracy is told, too.
         int8: Folder of images, as the model will see: convolutions and linear layers compute in 8 bits, whose ranges
             are measured on up to 128 of them. In onnx and executorch alone.
+        on_broken: Read the images that are taken of both folders first, and stop, or leave out, if any is broken.
         tolerance: How far a logit may be from eager mode's, in standard deviations of the logits; 0.001 where not
             given. With int8 how far logits may be on average, as a root mean square, and 0.2 where not given.
         pretrained: Give a name its weights; without, random ones, as they serve to measure time.
@@ -61,7 +63,7 @@ def export(
     model = plain(model)
     if not isinstance(model, str):
         raise ValueError(f"model={model!r} must be a folder or a name; to_{format} takes a network")
-    task = task_of(format, output, size, dynamic, images, int8, tolerance, overwrite)
+    task = task_of(format, output, size, dynamic, images, int8, tolerance, overwrite, on_broken)
     if pretrained and timm.is_model(model) and not Path(model).exists():
         cfg: Any = timm.get_pretrained_cfg(model)
         if not cfg.has_weights:
@@ -78,7 +80,7 @@ def to_onnx(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
         network: A classifier in evaluation mode, of ours or of timm's, on any device, in any type and memory format;
             also in DistributedDataParallel, an average of weights or torch.compile. It is left as it is.
         output: File to write, ending in .onnx; a manifest, `output` and `.json`, is written beside it.
-        **options: `size`, `dynamic`, `images`, `int8`, `tolerance` and `overwrite`, as `export` has them.
+        **options: `size`, `dynamic`, `images`, `int8`, `on_broken`, `tolerance` and `overwrite`, as `export` has them.
 
     Returns:
         The manifest: `format`, `files` with bytes and sha256, `architecture`, `weights_sha256`, `input` (name, shape

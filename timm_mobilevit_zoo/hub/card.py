@@ -15,24 +15,25 @@ from timm_mobilevit_zoo_cli.licences import LICENSES
 
 from .checks import Refused
 
-__all__ = ["CARD", "MAX_CARD_BYTES", "card_text", "pushed_card"]
+__all__ = ["CARD", "MAX_CARD_BYTES", "card_text", "licence_of", "pushed_card"]
 
 CARD = "README.md"
 MAX_CARD_BYTES = 1 << 20
 HERE = "OWNER/REPOSITORY"  # until a push knows which
+LISTED = 100  # names of classes, at most
 MAX_METADATA = 1 << 16  # characters; YAML is read slowly
 IMPORT = "import timm_mobilevit_zoo"
 EXAMPLE = r"""(\btimm\.create_model\(["']hf-hub:)[^"'\s]+"""
 
 
-def card_text(config: Mapping[str, Any], card: Mapping[str, Any], found: Mapping[str, Any], gmacs: float) -> str:
+def card_text(config: Mapping[str, Any], card: Mapping[str, Any], found: Mapping[str, Any], gmacs: float | None) -> str:
     """Return the model card: the Hub's metadata, then what a reader wants to know.
 
     Args:
-        config: Of the folder.
+        config: Of the folder; its label names are a list.
         card: As for `hub.export`.
         found: What `hub.check` returned.
-        gmacs: Multiply-adds of one image, in units of 1e9.
+        gmacs: Multiply-adds of one image, in units of 1e9; None without an image size.
     """
     cfg, name = config["pretrained_cfg"], found["architecture"]
     # Python's own types: YAML writes NumPy's as objects of theirs, which nobody reads.
@@ -52,11 +53,14 @@ def card_text(config: Mapping[str, Any], card: Mapping[str, Any], found: Mapping
         model_name=name if results else None,
         eval_results=results or None,
     )
-    size = " x ".join(map(str, cfg["input_size"][1:]))
+    size = f", images of {' x '.join(map(str, cfg['input_size'][1:]))} pixels" if cfg.get("input_size") else ""
     facts = [
-        f"- {found['params'] / 1e6:.2f} M parameters, {gmacs:.3f} GMACs",
-        f"- {found['num_classes']} classes, images of {size} pixels",
+        f"- {found['params'] / 1e6:.2f} M parameters" + ("" if gmacs is None else f", {gmacs:.3f} GMACs"),
+        f"- {found['num_classes']} classes{size}",
     ]
+    if labels := config.get("label_names"):
+        more = f", and {len(labels) - LISTED} more" if len(labels) > LISTED else ""
+        facts.append(f"- Classes: {', '.join(map(_plain, labels[:LISTED]))}{more}")
     facts += [f"- {label}: {card[key]}" for label, key in (("Data", "dataset"), ("Source", "source")) if card.get(key)]
     facts += [f"- {key}: {value}" for key, value in metrics.items()]
     known: Any = timm.get_pretrained_cfg(name)  # and not what the config says, which a stranger may have written
@@ -70,6 +74,9 @@ import timm_mobilevit_zoo  # registers {name}
 
 model = timm.create_model("hf-hub:{HERE}", pretrained=True).eval()
 ```""")
+    if training := card.get("training"):
+        rows = [f"| {_plain(name)} | {_plain(value)} |" for name, value in training.items()]
+        text.append("\n".join(["## Training", "", "| | |", "|---|---|", *rows]))
     if card.get("citation"):
         text.append(f"```bibtex\n{card['citation'].strip()}\n```")
     return "\n\n".join(filter(None, text)) + "\n"
@@ -83,15 +90,8 @@ def pushed_card(folder: Path, repo_id: str) -> bytes:
     """
     path = folder / CARD
     if not path.is_file():
-        raise Refused(f"{CARD} is missing; hub.export writes one, of the model that timm loads from {folder}")
-    if path.stat().st_size > MAX_CARD_BYTES:
-        raise Refused(f"{CARD} has more than {MAX_CARD_BYTES} bytes")
-    try:
-        with open_regular(path) as file:
-            text = re.sub(r"\r\n?", "\n", file.read(MAX_CARD_BYTES).decode("utf-8-sig"))
-        data = _metadata(text)
-    except Exception as error:  # no UTF-8, or no YAML, whose errors are its library's own
-        raise Refused(f"{CARD} cannot be read: {' '.join(str(error)[:1000].split())[:200]}") from None
+        raise Refused(f"{CARD} is missing; a push with --license (license=) writes one")
+    text, data = _read(path)
     licence = data.get("license")
     shown = repr(licence)[:80]
     if not isinstance(licence, str) or licence not in LICENSES:
@@ -106,6 +106,29 @@ def pushed_card(folder: Path, repo_id: str) -> bytes:
     if IMPORT not in text:
         raise Refused(f"{CARD} must show its readers to `{IMPORT}`: without it timm lacks the name")
     return _with_name(text, repo_id).encode()
+
+
+def licence_of(path: Path) -> Any:
+    """Return the licence that a card states, as it stands there."""
+    return _read(path)[1].get("license")
+
+
+def _read(path: Path) -> tuple[str, dict[str, Any]]:
+    """Return a card's text and what its head says; it raises `Refused` for one that cannot be read."""
+    if path.stat().st_size > MAX_CARD_BYTES:
+        raise Refused(f"{CARD} has more than {MAX_CARD_BYTES} bytes")
+    try:
+        with open_regular(path) as file:
+            text = re.sub(r"\r\n?", "\n", file.read(MAX_CARD_BYTES).decode("utf-8-sig"))
+        return text, _metadata(text)
+    except Exception as error:  # no UTF-8, or no YAML, whose errors are its library's own
+        raise Refused(f"{CARD} cannot be read: {' '.join(str(error)[:1000].split())[:200]}") from None
+
+
+def _plain(text: Any) -> str:
+    """Return text as Markdown shows it as it is, in a line."""
+    text = " ".join(str(text).split()).replace("&", "&amp;").replace("`", "'")
+    return re.sub(r"([\\*_\[\]<>|~$])", r"\\\1", text)
 
 
 def _metadata(text: str) -> dict[str, Any]:

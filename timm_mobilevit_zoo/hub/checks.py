@@ -21,10 +21,12 @@ from timm_mobilevit_zoo.models.loading import label_list
 from timm_mobilevit_zoo.models.names import our_models, own_name
 from timm_mobilevit_zoo.models.pins import CONFIG
 from timm_mobilevit_zoo.models.probe import COUNT, PROBE_GMACS, PROBE_SIDE, SEED, affordable, matches, probe
+from timm_mobilevit_zoo.models.saving import MODEL_ARGS, RATES
 from timm_mobilevit_zoo_cli.checks import weights_folder
 from timm_mobilevit_zoo_cli.text import check_labels, printable
 
 __all__ = [
+    "ASIDE",
     "Refused",
     "build_meta",
     "check_config",
@@ -36,6 +38,7 @@ __all__ = [
     "need",
 ]
 
+ASIDE = "checkpoints"  # the folder in a run's, of which nothing is loaded and nothing pushed
 MAX_DEPTH = 32  # of folders in each other
 MAX_SIDE = 4096  # pixels
 MAX_PARAMS = 200_000_000  # ten times the largest network here
@@ -54,8 +57,6 @@ ENTRIES = {
     "pretrained_cfg",
     "probe",
 }
-MODEL_ARGS = {"num_classes", "in_chans", "global_pool", "img_size"}  # none that makes a network larger
-RATES = {"attn_drop_rate", "drop_block_rate", "drop_path_rate", "drop_rate", "proj_drop_rate"}  # of training
 SWITCHES = {"dynamic_img_size", "strict_img_size"}  # of timm's networks
 SOURCES = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source"}  # would have timm fetch other weights
 INTERPOLATIONS = ("bicubic", "bilinear", "box", "hamming", "lanczos", "nearest", "random")
@@ -75,7 +76,10 @@ def need(holds: bool, message: str) -> None:
 
 
 def check_files(folder: Path) -> None:
-    """Refuse a folder without its two files, with links out of it, or with pickles beside them."""
+    """Refuse a folder without its two files, with links out of it, or with pickles beside them.
+
+    What a run of `train` resumes from lies in `checkpoints`, a folder that is left aside.
+    """
     try:
         weights_folder(folder)
     except ValueError as error:
@@ -88,7 +92,7 @@ def check_files(folder: Path) -> None:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 path = inner / entry.name
                 _check_file(path, root, path.relative_to(folder))
-                if entry.is_dir(follow_symlinks=False):
+                if entry.is_dir(follow_symlinks=False) and path != folder / ASIDE:
                     left.append((path, depth + 1))
 
 
@@ -99,7 +103,8 @@ def _check_file(path: Path, root: Path, where: Path) -> None:
         inside = False
     need(inside, f"{where} is a link that leads out of the folder (of the Hub's cache, `pull -o` makes a copy)")
     fits = path.suffix.lower() not in PICKLES + ARCHIVES
-    need(fits, f"{path.name} is a pickle or an archive; weights are safetensors only")
+    older = f"; what a run resumes from belongs in {ASIDE}/, which is left aside" * (path.name == "last.ckpt")
+    need(fits, f"{path.name} is a pickle or an archive; weights are safetensors only{older}")
 
 
 def _whole(value: Any, least: int, most: int) -> bool:

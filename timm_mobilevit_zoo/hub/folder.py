@@ -16,13 +16,12 @@ from timm_mobilevit_zoo.models.loading import label_list, read_by
 from timm_mobilevit_zoo.models.names import our_models, own_name
 from timm_mobilevit_zoo.models.pins import CONFIG, WEIGHTS, package_configs
 from timm_mobilevit_zoo.models.probe import SEED, affordable, gmacs, probe
+from timm_mobilevit_zoo.models.saving import mended
 from timm_mobilevit_zoo_cli.checks import new_folder
 from timm_mobilevit_zoo_cli.licences import check_card
 
 from .card import CARD, card_text
 from .checks import (
-    MODEL_ARGS,
-    RATES,
     build_meta,
     check_config,
     check_files,
@@ -193,26 +192,8 @@ def _mend_classes(network: Any, label_names: Any) -> None:
 def _config(folder: Path, network: Any, card: Mapping[str, Any]) -> dict[str, Any]:
     """Return timm's config with what is wrong in it mended."""
     config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    args, cfg = config.get("model_args", {}), config["pretrained_cfg"]
-    args = {key: value for key, value in args.items() if key not in RATES}  # of training
-    config.pop("model_args", None)
-    odd = {key: value for key, value in args.items() if key not in MODEL_ARGS}
-    if odd:
-        raise ValueError(f"model was built with {odd}, which {config['architecture']} alone does not say")
-    args.pop("num_classes", None)  # transformers would get it twice
-    # timm before 1.0.31 leaves what the name's own config says of classes, channels and the size of the image.
-    cfg["num_classes"] = network.num_classes
-    if network.in_chans != cfg["input_size"][0]:
-        cfg["input_size"] = [network.in_chans, *cfg["input_size"][1:]]
-        cfg |= {key: [sum(cfg[key]) / len(cfg[key])] for key in ("mean", "std")}
-    if cfg.get("fixed_input_size"):
-        cfg["input_size"] = [network.in_chans, *network.patch_embed.img_size]
-    if network.in_chans != 3:
-        args["in_chans"] = network.in_chans
-    if args:
-        config["model_args"] = args
-    # Of a trained network, where timm finds them in both places and transformers in this one.
-    config |= {key: cfg.pop(key) for key in ("label_names", "label_descriptions") if key in cfg}
+    config = mended(config, network)
+    cfg = config["pretrained_cfg"]
     cfg["license"] = card["license"]  # not that of other weights, nor their tag
     cfg.pop("tag", None)
     meta = build_meta(config)

@@ -13,13 +13,15 @@ from timm_mobilevit_zoo.models.loading import build
 from timm_mobilevit_zoo.models.names import our_models
 from timm_mobilevit_zoo.models.pins import CONFIG, WEIGHTS, pins
 from timm_mobilevit_zoo.models.places import Place, place_of
-from timm_mobilevit_zoo_cli.checks import new_folder
+from timm_mobilevit_zoo_cli.checks import need_card, new_folder
+from timm_mobilevit_zoo_cli.licences import CARD_WORDS
 
 from . import commit
 from .card import CARD, pushed_card
-from .checks import Refused
+from .checks import Refused, check_files
 from .download import fetch_weights
 from .folder import check, check_content, export, read_content
+from .record import add_card
 from .remote import check_repo_id, check_revision, check_token, fetch_checked, resolve
 
 __all__ = ["load", "pull", "push"]
@@ -120,6 +122,12 @@ def push(
     folder: str | Path,
     repo_id: str,
     *,
+    license: str = "",
+    license_name: str = "",
+    license_link: str = "",
+    dataset: str = "",
+    source: str = "",
+    description: str = "",
     dry_run: bool = True,
     private: bool = True,
     branch: str = "main",
@@ -129,11 +137,19 @@ def push(
     """Check a folder of weights and tell what a push would do; do it where that is asked.
 
     A push is one commit, on top of the one that was looked at: of config, weights and card, whose example gets the
-    repository's name, and without the pickles that were there. Whatever else the folder holds stays where it is.
+    repository's name, and without the pickles that were there. Whatever else the folder holds stays where it is. In a
+    folder without a card, as `train` leaves one, the card is written first, of the words given and of what the folder
+    tells: its classes, and of a run the accuracy and the settings. It may be edited before the push is done.
 
     Args:
-        folder: As `export` or `convert` wrote it.
+        folder: As train, convert or pull wrote it.
         repo_id: Repository, owner/name; it is created if need be.
+        license: Licence of the weights, for a folder without a card: mit, apache-2.0, cc-by-nc-4.0 and so on, or other.
+        license_name: Its name, for the licence other, as my-license-1.0.
+        license_link: Its address, for the licence other.
+        dataset: Data that the weights were trained on; its name on the Hub if it is there.
+        source: Where the weights come from.
+        description: Words for the model card.
         dry_run: Change nothing on the Hub.
         private: Make a new repository private, and refuse one that is public already.
         branch: Branch to commit to.
@@ -142,24 +158,30 @@ def push(
 
     Returns:
         The plan: `endpoint`, `account`, `repo_id`, `exists`, `private`, `branch` and its `parent` commit; `files`, by
-        name the `size`, the `sha256` and whether it is `new`, `changed` or the `same`; `delete`, the pickles. After a
-        push `revision` and `sha256` are what `load` wants; before, `revision` is None.
+        name the `size`, the `sha256` and whether it is `new`, `changed` or the `same`; `delete`, the pickles; `card`,
+        the card's path where it was written now, or None. After a push `revision` and `sha256` are what `load` wants;
+        before, `revision` is None.
 
     Raises:
-        ValueError: For a repository that is no `owner/name`.
+        ValueError: For a repository that is no `owner/name`, and a folder without a card where no licence is given.
         HubError: If the Hub cannot be reached, does not allow it, or has changed meanwhile.
-        Refused: For what `check` refuses, a card without its licence, a public repository that was meant to be
-            private, or weights that arrived as others.
+        Refused: For what `check` refuses, a card without its licence or with others than the words given, a public
+            repository that was meant to be private, or weights that arrived as others.
     """
-    path = Path(folder)
+    given, path = dict(locals()), Path(folder)
     check_repo_id(repo_id)
     check_token(token)
-    found = check(path)
+    check_files(path)
+    need_card(path, license)
+    content = read_content(path, our_models())
+    found = content.found
+    card = add_card(path, content.config, found, {name: given[name] for name in CARD_WORDS if given[name]})
     files: dict[str, bytes | Path] = {CONFIG: (path / CONFIG).read_bytes(), WEIGHTS: path / WEIGHTS}
     files[CARD] = pushed_card(path, repo_id)
     plan = commit.plan(repo_id, files, private=private, branch=branch, token=token)
     if plan["sha256"] != found["sha256"]:
         raise Refused(f"{path} has changed since it was checked")
+    plan["card"] = card and str(card)
     if dry_run:
         return plan
     return commit.commit(plan, files, message=message or f"Add {found['architecture']}", token=token)

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -17,7 +17,8 @@ from timm_mobilevit_zoo import __version__
 from timm_mobilevit_zoo.common.extras import require
 from timm_mobilevit_zoo.common.files import appearing, claiming, digests
 from timm_mobilevit_zoo.common.images import data_config, images_in
-from timm_mobilevit_zoo.common.quiet import quiet
+from timm_mobilevit_zoo.common.progress import step
+from timm_mobilevit_zoo.common.quiet import converting
 from timm_mobilevit_zoo.export import to_onnx
 from timm_mobilevit_zoo.export.format import INPUT
 from timm_mobilevit_zoo.export.formats import FORMATS
@@ -40,6 +41,7 @@ def page(
     runtime: str = "",
     fetch_runtime: bool = False,
     images: str = "",
+    on_broken: Literal["stop", "skip"] = "stop",
     pretrained: bool = True,
     trust: bool = False,
 ) -> dict[str, Any]:
@@ -51,6 +53,7 @@ def page(
         runtime: ONNX Runtime Web: the file that `npm pack` left, or an unpacked folder.
         fetch_runtime: Get ONNX Runtime Web with `npm pack`, about 32 MB.
         images: Folder of images to compare the written models on too, beside random ones.
+        on_broken: Stop, or leave out, if one of these images is broken.
         pretrained: Give names their weights; without, random ones, as they serve to measure time.
         trust: Load folders as they stand, without the check of what they hold.
 
@@ -74,6 +77,8 @@ def page(
             f"runtime={runtime!r} must be the file or folder of onnxruntime-web {ortweb.VERSION} that "
             f"`{ortweb.COMMAND}` gets; or leave it out, and fetch_runtime runs that command"
         )
+    if on_broken != "stop" and not images:
+        raise ValueError(f"on_broken={on_broken!r} goes with images")
     if images and not (Path(images).is_dir() and images_in(Path(images))):
         raise ValueError(f"images={images!r} must be a folder with images in it")
     for module in FORMATS["onnx"].modules:
@@ -86,10 +91,10 @@ def page(
             with tempfile.TemporaryDirectory() as scratch:
                 parts = ortweb.fetch(Path(scratch))
         with appearing(target) as part:
-            return _fill(part, networks, parts, images)
+            return _fill(part, networks, parts, {"images": images, "on_broken": on_broken} if images else {})
 
 
-def _fill(part: Path, networks: dict[str, Any], parts: dict[str, bytes], images: str) -> dict[str, Any]:
+def _fill(part: Path, networks: dict[str, Any], parts: dict[str, bytes], compared: dict[str, Any]) -> dict[str, Any]:
     """Write all files of a page into an empty folder, and return what the page reads first."""
     shutil.copytree(Path(__file__).with_name("assets"), part, dirs_exist_ok=True)
     html = part / "index.html"
@@ -100,7 +105,7 @@ def _fill(part: Path, networks: dict[str, Any], parts: dict[str, bytes], images:
         (part / "runtime" / name).write_bytes(content)
     (part / "LICENSE.onnxruntime").replace(part / "runtime" / "LICENSE")
     index = {
-        "models": [_write(name, network, part / INDEX.parent, images) for name, network in networks.items()],
+        "models": [_write(name, network, part / INDEX.parent, compared) for name, network in networks.items()],
         "runtime": {"version": ortweb.VERSION, "files": {name: len(content) for name, content in parts.items()}},
         "versions": {"timm_mobilevit_zoo": __version__, "timm": timm.__version__, "torch": torch.__version__},
     }
@@ -144,10 +149,11 @@ def _load(model: str, pretrained: bool, trust: bool) -> Any:
     return network
 
 
-def _write(name: str, network: Any, folder: Path, images: str) -> dict[str, Any]:
+def _write(name: str, network: Any, folder: Path, compared: dict[str, Any]) -> dict[str, Any]:
     """Write a network and its maps, and return what the page is told of them."""
     file, maps = folder / f"{name}.onnx", folder / f"{name}.maps.onnx"
-    manifest = to_onnx(network, str(file), images=images)
+    step(f"{name}: a model of the page")
+    manifest = to_onnx(network, str(file), **compared)
     shape, generator = manifest["input"]["shape"], torch.Generator().manual_seed(0)
     x = torch.randn(2, *shape, generator=generator, dtype=torch.float32, device="cpu")
     return {
@@ -187,7 +193,8 @@ def _write_maps(network: nn.Module, x: Tensor, path: Path) -> dict[str, Any] | N
     told = shown.told
     if not told:
         return None
-    with quiet():
+    step(f"{path.name}: writing the maps")
+    with converting():
         torch.onnx.export(
             shown,
             (x[0],),

@@ -15,10 +15,10 @@ from PIL import Image, ImageOps
 from timm.data import create_dataset, create_loader
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose
-from tqdm import tqdm
 
 from timm_mobilevit_zoo.common.extras import require
 from timm_mobilevit_zoo.common.images import Pixels, Walk, is_hidden, read_image, walk
+from timm_mobilevit_zoo.common.progress import progress
 from timm_mobilevit_zoo_cli.text import check_labels, printable
 
 __all__ = ["folder_data", "make_loader", "named_data"]
@@ -135,7 +135,8 @@ def folder_data(options: dict[str, Any], accelerator: Any) -> tuple[Any, Any, li
         if unknown:
             raise ValueError(f"data={str(val_root)!r} has classes that {str(train_root)!r} lacks: {', '.join(unknown)}")
     _refuse_twins([folder for folder in (train_root or root, val_root) if folder])
-    if accelerator is None or accelerator.is_main_process:
+    main = accelerator is None or accelerator.is_main_process
+    if main:
         _tell(root, left_out, sum(found.links for split in walks for found in split.values()))
     train_classes, val_classes = ({name: found.images for name, found in split.items()} for split in (*walks, {})[:2])
     if options["on_broken"] != "trust":
@@ -145,13 +146,21 @@ def folder_data(options: dict[str, Any], accelerator: Any) -> tuple[Any, Any, li
             {name: [path for path in paths if path not in broken] for name, paths in split.items()}
             for split in (train_classes, val_classes)
         )
-    if val_root is None:
-        val_classes = _hold_out(train_classes, options)
+    if val_root is None and options["val_fraction"]:
+        val_classes, alone = _hold_out(train_classes, options)
+        if alone and main:
+            names = printable(_some(alone))
+            sys.stderr.write(f"one image alone is no validation: each stays in training, of class {names}\n")
     empty = [name for name, paths in train_classes.items() if not paths]
     if empty:
         raise ValueError(f"data={str(root)!r} has classes left without an image that can be read: {', '.join(empty)}")
-    if not any(val_classes.values()):
+    if val_root and not any(val_classes.values()):
         raise ValueError(f"data={str(val_root)!r} is left without an image that can be read")
+    if options["val_fraction"] and not any(val_classes.values()):
+        raise ValueError(
+            f"data={str(root)!r} has no class with two images, one of them for validation; --val-fraction 0 "
+            "(val_fraction=0) trains without validation"
+        )
     return _Images(train_classes, labels, mode), _Images(val_classes, labels, mode), labels
 
 
@@ -171,18 +180,16 @@ def _tell(root: Path, left_out: Counter[str], links: int) -> None:
         sys.stderr.write(printable(f"followed out of {root}: {links} link(s)") + "\n")
 
 
-def _hold_out(classes: dict[str, list[Path]], options: dict[str, Any]) -> dict[str, list[Path]]:
-    """Take a share of each class out for validation, and return it."""
+def _hold_out(classes: dict[str, list[Path]], options: dict[str, Any]) -> tuple[dict[str, list[Path]], list[str]]:
+    """Take a share of each class out for validation; return it, and the classes of which nothing could be taken."""
     order = torch.Generator().manual_seed(options["seed"])
     held_out = {}
     for name, paths in classes.items():
-        held = max(1, round(len(paths) * options["val_fraction"]))
-        if held >= len(paths):
-            raise ValueError(f"class {name!r} has {len(paths)} image(s), too few to hold some out for validation")
-        picks = set(torch.randperm(len(paths), generator=order)[:held].tolist())
+        held = min(max(1, round(len(paths) * options["val_fraction"])), len(paths) - 1)
+        picks = set(torch.randperm(len(paths), generator=order)[: max(held, 0)].tolist())
         held_out[name] = [path for i, path in enumerate(paths) if i in picks]
         classes[name] = [path for i, path in enumerate(paths) if i not in picks]
-    return held_out
+    return held_out, [name for name, paths in classes.items() if paths and not held_out[name]]
 
 
 class _Images(Dataset[tuple[Any, int]]):
@@ -222,7 +229,7 @@ def _find_broken(paths: list[Path], mode: str, options: dict[str, Any], accelera
     faults: list[str] = []
     if accelerator.is_main_process:
         readable = DataLoader(_Faults(paths, mode), batch_size=64, num_workers=options["workers"], collate_fn=list)
-        for batch in tqdm(readable, desc="reading images", unit="batch", disable=None, leave=False):
+        for batch in progress(readable, "reading images", f"batches of {readable.batch_size}"):
             faults += batch
     faults = require("accelerate", "train").utils.broadcast_object_list([faults])[0]
     broken = {path: fault for path, fault in zip(paths, faults, strict=True) if fault}

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+
+from timm_mobilevit_zoo.common.progress import progress
 
 if TYPE_CHECKING:
     from .run import Run
@@ -41,14 +42,15 @@ class Epoch:
         if hasattr(run.task, "teacher"):
             run.task.teacher.eval()  # timm 1.0.29's tasks would have it learn BatchNorm statistics and drop out
         began = time.perf_counter()
-        show = None if accelerator.is_local_main_process else True
-        bar = tqdm(run.train_loader, desc=f"epoch {self.number + 1}", unit="batch", disable=show, leave=False)
-        for batch in bar:
+
+        def note() -> str:
+            rate = self.seen * accelerator.num_processes / (time.perf_counter() - began)
+            top1 = 100 * self.right / self.seen
+            return f"loss {self.loss_sum / self.seen:.4f}, top-1 {top1:.1f}%, {rate:.0f} images/s"
+
+        hide = not accelerator.is_local_main_process
+        for batch in progress(run.train_loader, f"epoch {self.number + 1}", "batches", note=note, hide=hide):
             self._step(*run.moved(batch, run.mix))
-            if bar.n % 10 == 0 and not bar.disable:
-                loss, top1 = self.loss_sum / self.seen, 100 * self.right / self.seen
-                rate = self.seen * accelerator.num_processes / (time.perf_counter() - began)
-                bar.set_postfix(loss=f"{loss:.4f}", top1=f"{top1:.1f}%", images_s=f"{rate:.0f}")
         seen = torch.tensor(float(self.seen), device=self.loss_sum.device)
         counts = accelerator.reduce(torch.stack([self.loss_sum, self.right, seen, self.odd]))
         loss, top1 = (counts[:2] / counts[2]).tolist()

@@ -1,35 +1,45 @@
-"""The folder of a run: held, opened, resumed from, and written at the end of each epoch."""
+"""The folder of a run: held, opened, resumed from, and written at the end of each epoch.
+
+It is a folder of weights, to be published as it stands: what a run resumes from, a pickle, lies in a folder of its own.
+"""
 
 import copy
 import csv
 import hashlib
 import io
+import json
 import os
 import shutil
+import sys
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.models import save_for_hf
 from torch import nn
-from tqdm import tqdm
 
 from timm_mobilevit_zoo.common.extras import require
 from timm_mobilevit_zoo.common.files import digests, holding, replacing, replacing_all, sweep
+from timm_mobilevit_zoo.common.progress import progress
+from timm_mobilevit_zoo.models.probe import PROBE_GMACS, PROBE_SIDE, SEED, probe
+from timm_mobilevit_zoo.models.saving import mended
 
-__all__ = ["best_of", "check_disk", "comparable", "open_run", "refuse_changes", "restore", "write_epoch"]
+__all__ = ["LAST", "best_of", "check_disk", "comparable", "open_run", "refuse_changes", "restore", "write_epoch"]
 
 WEIGHTS = ("model.safetensors", "config.json")
-TABLE = ("summary.csv", "curve.png")
-RUN_FILES = (*WEIGHTS, *TABLE, "last.ckpt")
+TABLE = ("summary.csv", "curve.png", "run.json")
+RUN_FILES = (*WEIGHTS, *TABLE)
+LAST = "checkpoints/last.ckpt"
+CARDS = ("README.md", "README.old.md")
+STEADY = ("constant", "multistep", "none", "step")  # schedules whose rates do not depend on how many epochs there are
 DIGEST = 64  # characters of a sha256
 
 
 def best_of(history: list[dict[str, float]]) -> dict[str, float]:
-    """Return the epoch of the highest accuracy, the earliest of several."""
-    return max(history, key=lambda row: row["val_top1"])
+    """Return the epoch of the highest accuracy, the earliest of several; the last of a run without validation."""
+    return max(history, key=lambda row: row["val_top1"]) if "val_top1" in history[-1] else history[-1]
 
 
 def comparable(options: dict[str, Any], labels: list[str], images: tuple[Any, ...], accelerator: Any) -> dict[str, Any]:
@@ -65,7 +75,7 @@ def comparable(options: dict[str, Any], labels: list[str], images: tuple[Any, ..
 
 def _digest(samples: list[tuple[Path, int]], read: bool, counts: list[int]) -> str:
     told = hashlib.sha256(repr(counts).encode())
-    for path, target in tqdm(samples, desc="comparing images", unit="image", disable=None, leave=False):
+    for path, target in progress(samples, "comparing images", "images"):
         if read:
             held = digests(path)["sha256"]
         else:
@@ -96,7 +106,7 @@ def open_run(out: Path, options: dict[str, Any], accelerator: Any, held: ExitSta
     fault = require("accelerate", "train").utils.broadcast_object_list([fault])[0]
     if fault:
         raise ValueError(fault)
-    last = out / "last.ckpt"
+    last = out / LAST
     return _read_state(last) if options["resume"] and last.is_file() else None
 
 
@@ -112,28 +122,54 @@ def _take(out: Path, resume: bool, held: ExitStack) -> None:
     except OSError as error:
         raise ValueError(f"{told} cannot be written to: {error}") from error
     # Whatever is half-written here was left by a run that was killed: one that lives would hold the folder.
-    sweep(out, everyone=True)
+    for folder in (out, (out / LAST).parent):
+        sweep(folder, everyone=True)
     for stale in out.glob(".export-*"):
         shutil.rmtree(stale, ignore_errors=True)
-    holds = {path.name: path.lstat().st_size for path in out.iterdir() if not path.name.startswith(".")}
-    if resume and "last.ckpt" in holds:
+    if resume and (out / "last.ckpt").is_file() and not (out / LAST).exists():  # where older versions put it
+        (out / LAST).parent.mkdir(exist_ok=True)
+        (out / "last.ckpt").replace(out / LAST)
+    if resume and (out / LAST).is_file():
         return
-    # An empty file of a run's own is nothing that could be lost.
-    lost = [name for name, size in holds.items() if size or not (resume and name in RUN_FILES)]
+    # An empty file of a run's own is nothing that could be lost, and neither is an empty folder for checkpoints.
+    lost = [path for path in out.iterdir() if not path.name.startswith(".") and not (resume and _is_empty(path))]
     if lost:
-        need = "holds no last.ckpt to resume from, choose another" if resume else "choose another, or resume the run"
+        need = f"holds no {LAST} to resume from, choose another" if resume else "choose another, or resume the run"
         raise ValueError(f"{told} exists and is not an empty folder; {need}")
 
 
-def refuse_changes(state: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to resume a run with other arguments or data than it began with."""
-    changed = [
-        f"{key}={now.get(key)!r} (was {state['options'].get(key)!r})"
-        for key in sorted(now.keys() | state["options"].keys())
-        if now.get(key) != state["options"].get(key)
-    ]
+def _is_empty(path: Path) -> bool:
+    """Tell whether a file or folder is a run's own and holds nothing."""
+    if path.is_dir():
+        return path.name == Path(LAST).parent.name and not any(path.iterdir())
+    return path.name in RUN_FILES and not path.lstat().st_size
+
+
+def refuse_changes(state: dict[str, Any], now: dict[str, Any], warmups: tuple[int, int]) -> None:
+    """Refuse to resume a run with other arguments or data than it began with.
+
+    It may be given more epochs where its schedule's rates do not depend on how many there are.
+
+    Args:
+        state: Its checkpoint.
+        now: What `comparable` returns.
+        warmups: Epochs of warm-up that it had, and that it would have now.
+    """
+    before = state["options"]
+    changed = {key for key in now.keys() | before.keys() if now.get(key) != before.get(key)}
+    longer = "epochs" in changed and now["epochs"] > before["epochs"]
+    if changed == {"epochs"} and longer and now["sched"] in STEADY and warmups[0] == warmups[1]:
+        return
     if changed:
-        raise ValueError(f"a resumed run keeps its arguments and data, but these differ: {', '.join(changed)}")
+        told = ", ".join(f"{key}={now.get(key)!r} (was {before.get(key)!r})" for key in sorted(changed))
+        if changed == {"epochs"} and longer:
+            steady = f"its warm-up had {warmups[0]} epoch(s), and would have {warmups[1]}"
+            planned = f"sched={now['sched']!r} has planned its rates for {before['epochs']} epoch(s)"
+            told += (
+                f"; {steady if now['sched'] in STEADY else planned}: to go on from the weights, train with "
+                "--model local-dir:RUN, the folder of this run, and another --output"
+            )
+        raise ValueError(f"a resumed run keeps its arguments and data, but these differ: {told}")
 
 
 def check_disk(out: Path, model: nn.Module, ema: bool) -> None:
@@ -156,16 +192,19 @@ def write_epoch(out: Path, labels: list[str], state: dict[str, Any], best: Any =
         out: The run's folder.
         labels: Names of the classes.
         state: What the run is resumed from. Its `weights` are the sha256 of the best epoch's file and of the one before
-            it.
+            it, its `facts` what `run.json` tells besides the epochs.
         best: The network, if this epoch is the best.
     """
     names = TABLE if best is None else (*WEIGHTS, *TABLE)
     with replacing_all(*(out / name for name in names)) as parts:
         if best is not None:
-            _write_weights(best, out, labels, parts)
+            _write_weights(best, out, labels, state["facts"]["gmacs"], parts)
             state["weights"] = [digests(parts[0])["sha256"], *state["weights"][:1]]
-        _write_table(state["history"], *parts[-2:])
-        _write_state(out / "last.ckpt", state)
+        _write_table(state, *parts[-len(TABLE) :])
+        _write_state(out / LAST, state)
+        if best is not None and (out / CARDS[0]).exists():
+            (out / CARDS[0]).replace(out / CARDS[1])
+            sys.stderr.write(f"{out / CARDS[0]} spoke of an earlier epoch's weights; it is {CARDS[1]} now\n")
 
 
 def restore(out: Path, labels: list[str], state: dict[str, Any], last: Any) -> None:
@@ -185,28 +224,41 @@ def restore(out: Path, labels: list[str], state: dict[str, Any], last: Any) -> N
     held = digests(weights)["sha256"] if weights.is_file() else None
     if held == now and config.is_file():
         with replacing_all(*(out / name for name in TABLE)) as parts:
-            _write_table(history, *parts)
+            _write_table(state, *parts)
     elif best_of(history) is history[-1] and held in (now, *(before or [None])):
         state["weights"] = before
         write_epoch(out, labels, state, last)
     else:
         raise ValueError(
-            f"output={str(out)!r} lacks the weights of epoch {best_of(history)['epoch']}, the best that its last.ckpt "
+            f"output={str(out)!r} lacks the weights of epoch {best_of(history)['epoch']}, the one that its {LAST} "
             "speaks of, or has others in their place, which are not replaced; choose another folder"
         )
 
 
-def _write_weights(model: Any, out: Path, labels: list[str], parts: list[Path]) -> None:
+def _write_weights(model: Any, out: Path, labels: list[str], gmacs: float | None, parts: list[Path]) -> None:
     """Write weights and config as timm loads them, with the names of the classes."""
     weights = copy.deepcopy(model).to("cpu", memory_format=torch.contiguous_format)
     with tempfile.TemporaryDirectory(dir=out, prefix=f".export-{os.getpid()}-") as folder:
         save_for_hf(weights, folder, model_config={"label_names": labels}, safe_serialization=True)
+        if gmacs is not None:  # a network of ours: timm's own are as timm writes them
+            _mend(Path(folder) / "config.json", weights, gmacs)
         for name, part in zip(WEIGHTS, parts, strict=False):
             shutil.copyfile(Path(folder) / name, part)
 
 
+def _mend(path: Path, network: Any, gmacs: float) -> None:
+    """Have a config say what a published one does, and the logits of one known image, where these are cheap."""
+    config = mended(json.loads(path.read_text(encoding="utf-8")), network)
+    size = config["pretrained_cfg"]["input_size"]
+    if max(size[1:]) <= PROBE_SIDE and gmacs <= PROBE_GMACS:
+        with suppress(ValueError):  # of images nothing is too large for a number, of that one it may be
+            config["probe"] = {"seed": SEED, "logits": probe(network, size)}
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
 def _write_state(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint as `torch.load` reads it: a zip file whose comment is the sha256 of all before it."""
+    path.parent.mkdir(exist_ok=True)
     with replacing(path) as part:
         torch.save(state, part)
         with part.open("r+b") as file:
@@ -225,8 +277,11 @@ def _read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def _write_table(history: list[dict[str, float]], table: Path, curve: Path) -> None:
-    """Write the table of all epochs and the picture of it."""
+def _write_table(state: dict[str, Any], table: Path, curve: Path, record: Path) -> None:
+    """Write the table of all epochs, the picture of it, and what the run was."""
+    history = state["history"]
+    told = {**state["facts"], "epochs": len(history), "best": best_of(history), "sha256": state["weights"][0]}
+    record.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     with table.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(history[0]))
         writer.writeheader()
@@ -242,7 +297,8 @@ def _draw_curve(history: list[dict[str, float]], curve: Path) -> None:
     epochs = [row["epoch"] for row in history]
     for axis, kind, unit in ((loss, "loss", "loss"), (top1, "top1", "top-1 (%)")):
         axis.plot(epochs, [row[f"train_{kind}"] for row in history], label="training")
-        axis.plot(epochs, [row[f"val_{kind}"] for row in history], label="validation")
+        if f"val_{kind}" in history[-1]:
+            axis.plot(epochs, [row[f"val_{kind}"] for row in history], label="validation")
         axis.set(xlabel="epoch", ylabel=unit)
         axis.grid(alpha=0.3)
         axis.legend()

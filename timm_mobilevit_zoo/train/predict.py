@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from timm_mobilevit_zoo.common.images import data_config, reader
+from timm_mobilevit_zoo.common.progress import is_shown, progress
 from timm_mobilevit_zoo.models.copies import twin
 from timm_mobilevit_zoo.models.loading import words_of
 from timm_mobilevit_zoo_cli.checks import check
@@ -35,7 +36,8 @@ def predict(model: Any, images: Sequence[str], *, top: int = 5, batch_size: int 
     read = reader(data_config(model))
     labels = words_of(model) or range(model.num_classes)
     results: list[dict[str, Any]] = []
-    for start in range(0, len(images), batch_size):
+    starts = range(0, len(images), batch_size)
+    for start in progress(starts, "classifying images", f"batches of {batch_size}", hide=not is_shown()):
         batch = []
         for path in images[start : start + batch_size]:
             results.append({"image": str(path)})

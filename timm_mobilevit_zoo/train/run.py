@@ -4,6 +4,7 @@ Every epoch begins with the random state that its number and the seed give, and 
 was killed and resumed ends with the same weights as one that was not.
 """
 
+import inspect
 import math
 import sys
 import time
@@ -24,12 +25,14 @@ from tqdm import tqdm
 
 from timm_mobilevit_zoo.common.extras import require
 from timm_mobilevit_zoo.common.images import data_config
+from timm_mobilevit_zoo.common.progress import progress
 from timm_mobilevit_zoo_cli.checks import check, plain
 
 from .data import folder_data, make_loader, named_data
 from .epoch import Epoch
 from .folder import best_of, check_disk, comparable, open_run, refuse_changes, restore, write_epoch
 from .network import check_names, create_student, create_task, describe, not_finite
+from .told import beginning, epoch_line, facts_of, warmup_of
 
 __all__ = ["Run", "train"]
 
@@ -102,7 +105,7 @@ def train(
         val_split: Split to validate on, of a named data set.
         dataset_download: Let a named data set download itself.
         num_classes: Number of classes, for a named data set that does not tell.
-        val_fraction: Share of each class held out where the folder has no validation split.
+        val_fraction: Share of each class held out where the folder has no validation split; 0 for no validation.
         on_broken: Read all images of a folder first and stop, or leave out, if any is broken; or trust them unread.
         workers: Processes that load images.
         img_size: Side of the square input, in pixels; the model's own where not given.
@@ -124,7 +127,7 @@ def train(
         layer_decay: Factor of the learning rate from one layer group to the one before; none where not given.
         clip_grad: Largest norm of the gradient; no limit where not given.
         sched: timm's name of the schedule, stepped at every update; none keeps the rate after the warm-up.
-        warmup_epochs: Epochs of linear warm-up.
+        warmup_epochs: Epochs of linear warm-up; half of all where there are no more than these.
         warmup_lr: Learning rate that warm-up begins with.
         min_lr: Learning rate that the schedule ends with.
         augment: Augment the training images, as the next options say.
@@ -148,10 +151,11 @@ def train(
         cpu: Stay on the CPU where there is an accelerator.
         seed: Seed of weights, order and augmentation.
         resume: Continue the run in the output folder, with the same arguments; one without a whole epoch starts anew.
+            With sched constant, multistep, none or step it may have more epochs than before.
 
     Returns:
         The run's folder (`output`) and its best epoch's `epoch`, `val_loss`, `val_top1` and `val_top5` (percent): the
-        epoch of the highest `val_top1`, the earliest of several.
+        epoch of the highest `val_top1`, the earliest of several. Without validation these are None, of the last epoch.
 
     Raises:
         ValueError: For arguments or data that cannot work, and for a folder that another run holds, before training; or
@@ -175,6 +179,8 @@ class Run:
         options: The arguments.
         out: The run's folder.
         history: For each whole epoch what the table has of it.
+        config: timm's data config, of the images that the network takes.
+        updates: Of the weights, in an epoch.
     """
 
     def __init__(self, options: dict[str, Any], held: ExitStack) -> None:
@@ -194,6 +200,9 @@ class Run:
         self._create_optimizer()
         if self.state:
             self._resume(self.state)
+        if self.accelerator.is_main_process:
+            for line in beginning(self, self.facts):
+                tqdm.write(line)
 
     def _start(self) -> Any:
         """Return Accelerate's `Accelerator`."""
@@ -213,10 +222,10 @@ class Run:
         options, accelerator = self.options, self.accelerator
         named = options["dataset"]
         self.train_set, self.val_set, self.labels = named_data(options) if named else folder_data(options, accelerator)
-        sets = self.train_set, self.val_set
-        self.decisive = comparable(options, self.labels, sets, accelerator)
+        self.validates = bool(named) or len(self.val_set) > 0
+        self.decisive = comparable(options, self.labels, (self.train_set, self.val_set), accelerator)
         if self.state:
-            refuse_changes(self.state, self.decisive)
+            refuse_changes(self.state, self.decisive, (warmup_of(self.state["options"]), warmup_of(options)))
         total = len(self.train_set) if hasattr(self.train_set, "__len__") else None
         step = options["batch_size"] * accelerator.num_processes
         if total is not None and total < step:
@@ -241,24 +250,27 @@ class Run:
         self.task = create_task(student, criterion, labels, options)
         if options["ema"]:
             self.task.setup_ema(decay=options["ema_decay"], use_warmup=True)
+        defaults = {name: one.default for name, one in inspect.signature(train).parameters.items()}
+        self.facts = facts_of(self, [name for name, value in options.items() if value != defaults[name]])
 
     def _create_optimizer(self) -> None:
         """Create the optimiser, the loaders, and the schedule, which counts their batches."""
         options, accelerator, task = self.options, self.accelerator, self.task
-        kept = ("opt", "lr", "weight_decay", "layer_decay")
-        optimizer = create_optimizer_v2(task.trainable_module, **{key: options[key] for key in kept})
-        self.train_loader = make_loader(self.train_set, self.config, options, is_training=True)
-        self.val_loader = make_loader(self.val_set, self.config, options, is_training=False)
+        rates = {key: options[key] for key in ("opt", "lr", "weight_decay", "layer_decay")}
+        optimizer = create_optimizer_v2(task.trainable_module, **rates)
+        self.train_loader = make_loader(self.train_set, self.config, options, True)
+        self.val_loader = make_loader(self.val_set, self.config, options, False) if self.validates else []
         if isinstance(self.train_set, IterableDataset):  # timm's streaming readers share the work out themselves
             # Not to share out, only to know which batch is the last: gradients are summed within an epoch.
             prepare = self.accelerate.data_loader.prepare_data_loader
             self.train_loader = prepare(self.train_loader, num_processes=1, process_index=0)
         else:
-            self.train_loader, self.val_loader = accelerator.prepare(self.train_loader, self.val_loader)
+            self.train_loader = accelerator.prepare(self.train_loader)
+            self.val_loader = accelerator.prepare(self.val_loader) if self.validates else []
         task.to(accelerator.device)
         task.trainable_module, self.optimizer = accelerator.prepare(task.trainable_module, optimizer)
         self.updates = math.ceil(len(self.train_loader) / options["grad_accum_steps"])
-        kept = ("sched", "warmup_epochs", "warmup_lr", "min_lr")
+        kept = ("sched", "warmup_lr", "min_lr")
         # Without a schedule timm would neither warm up nor have layers learn at rates of their own.
         none = {"sched": "step", "decay_rate": 1.0} if options["sched"] == "none" else {}
         self.scheduler, _ = create_scheduler_v2(
@@ -266,11 +278,12 @@ class Run:
             num_epochs=options["epochs"],
             step_on_epochs=False,
             updates_per_epoch=self.updates,
+            warmup_epochs=warmup_of(options),
             **{key: options[key] for key in kept} | none,
         )
 
     def _resume(self, state: dict[str, Any]) -> None:
-        self.history = state["history"]
+        self.history, state["facts"] = state["history"], self.facts
         unwrap_model(self.task.trainable_module).load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.step_update(len(self.history) * self.updates)
@@ -297,7 +310,7 @@ class Run:
             began = time.perf_counter()
             row = {"epoch": epoch + 1, **Epoch(self, epoch).train()}
             self._check_weights(epoch)
-            row |= self._evaluate(epoch)
+            row |= self._evaluate(epoch) if self.validates else {}
             row["seconds"] = round(time.perf_counter() - began, 2)
             self.history.append(row)
             self.accelerator.wait_for_everyone()
@@ -306,7 +319,10 @@ class Run:
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         best = best_of(self.history)
-        return {"output": str(self.out), **{key: best[key] for key in ("epoch", "val_loss", "val_top1", "val_top5")}}
+        return {
+            "output": str(self.out),
+            **{key: best.get(key) for key in ("epoch", "val_loss", "val_top1", "val_top5")},
+        }
 
     def _check_weights(self, epoch: int) -> None:
         """Refuse weights, of the network or of the average, that an epoch's last update left other than finite."""
@@ -335,8 +351,8 @@ class Run:
                 self.accelerate.utils.broadcast(buffer)
         model = task.get_eval_model(ema=ema).eval()
         rows: list[Tensor] = []
-        show = None if accelerator.is_local_main_process else True
-        for batch in tqdm(self.val_loader, desc="validation", unit="batch", disable=show, leave=False):
+        hide = not accelerator.is_local_main_process
+        for batch in progress(self.val_loader, f"validation of epoch {epoch + 1}", "batches", hide=hide):
             images, target = self.moved(batch)
             with accelerator.autocast():
                 logits = model(images).float()
@@ -366,15 +382,12 @@ class Run:
     def _write(self, row: dict[str, float]) -> None:
         """Tell of the epoch that has ended, and write what the folder has of it."""
         task, accelerator, best, ema = self.task, self.accelerator, best_of(self.history), self.options["ema"]
-        tqdm.write(
-            f"epoch {row['epoch']}/{self.options['epochs']}  loss {row['train_loss']:.4f}  "
-            f"val loss {row['val_loss']:.4f}  val top-1 {row['val_top1']:.2f}%  best {best['val_top1']:.2f}%  "
-            f"{row['images_per_s']:.0f} images/s  {row['seconds']:.1f} s"
-        )
+        tqdm.write(epoch_line(row, self.options["epochs"], best))
         snapshot = {
             "options": self.decisive,
             "workers": self.options["workers"],
             "history": self.history,
+            "facts": self.facts,
             "weights": self.weights,
             "model": unwrap_model(task.trainable_module).state_dict(),
             "optimizer": self.optimizer.state_dict(),
