@@ -145,7 +145,7 @@ def test_a_pipe_among_the_pictures_is_left_out(tmp_path, capsys):
     options = OPTIONS | {"data": str(tmp_path), "on_broken": "skip", "workers": 0}
     train_set, val_set, _ = folder_data(options, accelerate.Accelerator(cpu=True))
     assert len(train_set) + len(val_set) == 8
-    assert "x.png cannot be read: it is no regular file" in capsys.readouterr().err
+    assert "x.png cannot be read: it is not a regular file" in capsys.readouterr().err
 
 
 # Names of classes

@@ -81,8 +81,8 @@ def bench(
     Args:
         names: Names that timm knows, or module:function for a function that returns a torch.nn.Module.
         against: What the others are compared with, in eager mode: such a name. Not given, the first candidate is.
-        backend: How networks run: fuse is `timm_mobilevit_zoo.fuse`'s copy, prepack that with `prepack=True`,
-            compile is `torch.compile`'s code.
+        backend: How networks run: fuse is the copy with norms folded into convolutions, prepack that with weights laid
+            out for the CPU, compile what torch compiles of the network.
         mode: Evaluation, or a training step: forward, cross-entropy, backward, SGD with momentum.
         batch_size: Images in a call.
         img_size: Side of the square input, in pixels.
@@ -113,7 +113,10 @@ def bench(
         ModuleNotFoundError: Without the extra `export` or `viz`, where it is needed.
     """
     options = plain(dict(locals()))
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:  # which lists devices that nothing here is measured on
+        raise ValueError(f"device={device!r} must be cpu, or cuda where there is a GPU") from None
     _check(options, place)
     candidates = _candidates(options)
     with ExitStack() as held:
@@ -177,7 +180,7 @@ def _check(options: dict[str, Any], device: torch.device) -> None:
     if device.type == "cpu" and "fp16" in options["dtype"]:
         raise ValueError("dtype=fp16 is for a GPU; bf16 works on a CPU, too")
     if options["cuda_graphs"] and (device.type != "cuda" or "train" in options["mode"]):
-        raise ValueError("cuda_graphs needs device=cuda and mode=eval alone")
+        raise ValueError("`cuda_graphs=True` needs device=cuda and mode=eval alone")
     outside = [name for name in options["backend"] if name in EXPORTED]
     tied = [name for name in options["backend"] if name in CPU_ONLY]
     if tied and (device.type != "cpu" or "fp32" not in options["dtype"]):
@@ -194,7 +197,9 @@ def _check(options: dict[str, Any], device: torch.device) -> None:
         if Path(options["plot"]).suffix.lower().removeprefix(".") not in endings:
             raise ValueError(f"plot={options['plot']!r} must end in one of .{', .'.join(sorted(endings))}")
         if "eval" not in options["mode"] or all(claimed(name) is None for name in names):
-            raise ValueError("plot needs mode=eval and a name whose authors claim an accuracy; see hub_configs")
+            raise ValueError(
+                "`plot` needs mode=eval and a name with a claimed accuracy, as `timm-mobilevit-zoo models` tells"
+            )
 
 
 def _candidates(options: dict[str, Any]) -> list[Candidate]:

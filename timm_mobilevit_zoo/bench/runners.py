@@ -19,6 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from timm_mobilevit_zoo.export.formats import FORMATS
 from timm_mobilevit_zoo.fusion import fuse
 from timm_mobilevit_zoo.models.loading import create
+from timm_mobilevit_zoo.models.names import unknown
 from timm_mobilevit_zoo.models.probe import seeded
 
 __all__ = [
@@ -112,7 +113,7 @@ def resolve(name: str, argument: str = "names") -> Callable[[int], Any]:
         return lambda img_size: create(name, img_size=img_size)
     module, _, function = name.partition(":")
     if not (module and function):
-        raise ValueError(f"{argument}={name!r} is neither registered nor module:function; see timm.list_models()")
+        raise ValueError(f"{argument}={name!r} is neither module:function nor {unknown(name)}")
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:

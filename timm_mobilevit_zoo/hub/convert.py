@@ -10,6 +10,7 @@ from timm_mobilevit_zoo.models.loading import classes_of, create, translate
 from timm_mobilevit_zoo.models.names import our_models
 from timm_mobilevit_zoo_cli.checks import check
 from timm_mobilevit_zoo_cli.licences import CARD_WORDS
+from timm_mobilevit_zoo_cli.near import did_you_mean
 
 from .folder import export
 
@@ -28,7 +29,7 @@ def convert(
     source: str = "",
     description: str = "",
     ema: bool = False,
-    img_size: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Convert a checkpoint, the authors' or one of timm's training, into a folder that timm loads.
 
@@ -43,7 +44,8 @@ def convert(
         source: Where the weights come from.
         description: Words for the model card.
         ema: Take the averaged weights.
-        img_size: Side of the square input, in pixels, of a model that is made for one; the model's own where not given.
+        img_size: Side of the square input, or its height and width, in pixels, of a model made for one size; the
+            model's own where not given.
 
     Returns:
         What `hub.check` returns of the folder.
@@ -56,7 +58,7 @@ def convert(
     given = dict(locals())
     check("convert", given)
     if model not in our_models():
-        raise ValueError(f"model={model!r} is none of this package's: {', '.join(our_models())}")
+        raise ValueError(f"model={model!r} is none of this package's{did_you_mean(model, our_models())}")
     card = {key: given[key] for key in CARD_WORDS if given[key]}
     tensors, facts = read_told(checkpoint, ema=ema)
     weights = translate(tensors, model, img_size, file=checkpoint)

@@ -10,7 +10,7 @@ import timm
 from timm_mobilevit_zoo.common.files import appearing
 from timm_mobilevit_zoo.common.files import digests as digests_of
 from timm_mobilevit_zoo.models.loading import build
-from timm_mobilevit_zoo.models.names import our_models
+from timm_mobilevit_zoo.models.names import our_models, unknown
 from timm_mobilevit_zoo.models.pins import CONFIG, WEIGHTS, pins
 from timm_mobilevit_zoo.models.places import Place, place_of
 from timm_mobilevit_zoo_cli.checks import new_folder
@@ -212,7 +212,7 @@ def _pinned(
         check_revision(revision)
         return model, str(revision), sha256
     if not timm.is_model(model):
-        raise ValueError(f"model={model!r} is neither registered nor a repository, 'owner/name'")
+        raise ValueError(f"model={model!r} is neither a repository, owner/name, nor {unknown(model)}")
     if revision or sha256:
         raise ValueError(f"revision={revision!r}: {model} brings its own; give a repository, 'owner/name'")
     cfg: Any = timm.get_pretrained_cfg(model)

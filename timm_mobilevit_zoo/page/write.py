@@ -71,8 +71,8 @@ def page(
     target = Path(output)
     if bool(runtime) == fetch_runtime:
         raise ValueError(
-            f"runtime={runtime!r} must be the file or folder of onnxruntime-web {ortweb.VERSION} that "
-            f"`{ortweb.COMMAND}` gets; or leave it out, and fetch_runtime runs that command"
+            f"the page needs onnxruntime-web {ortweb.VERSION}: give `fetch_runtime=True`, which runs "
+            f"`{ortweb.COMMAND}`, or as `runtime` the file or folder that this left, and not both"
         )
     if images and not (Path(images).is_dir() and images_in(Path(images))):
         raise ValueError(f"images={images!r} must be a folder with images in it")
@@ -131,16 +131,16 @@ def _load(model: str, pretrained: bool, trust: bool) -> Any:
     if pretrained and timm.is_model(model) and not Path(model).exists():
         known: Any = timm.get_pretrained_cfg(model)
         if not known.has_weights:
-            raise ValueError(f"models: {model!r} has no published weights; --no-pretrained takes random ones")
+            raise ValueError(f"models={model!r} has no published weights; `pretrained=False` takes random ones")
     network = load(model, pretrained=pretrained, trust=trust)
     config = data_config(network)
     can = {"interpolation": ("bicubic", "bilinear"), "crop_mode": ("center", "squash")}
     for key, values in can.items():
         if config[key] not in values:
-            raise ValueError(f"models: {model!r} has {key}={config[key]!r}; the page does {' and '.join(values)}")
+            raise ValueError(f"models={model!r} has {key}={config[key]!r}; the page does {' and '.join(values)}")
     channels = config["input_size"][0]
     if channels not in (1, 3) or len(config["mean"]) != channels:
-        raise ValueError(f"models: {model!r} takes images of {channels} channels; the page has 3, or 1 of grey")
+        raise ValueError(f"models={model!r} takes images of {channels} channels; the page has 3, or 1 of grey")
     return network
 
 

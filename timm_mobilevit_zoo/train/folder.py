@@ -121,7 +121,11 @@ def _take(out: Path, resume: bool, held: ExitStack) -> None:
     # An empty file of a run's own is nothing that could be lost.
     lost = [name for name, size in holds.items() if size or not (resume and name in RUN_FILES)]
     if lost:
-        need = "holds no last.ckpt to resume from, choose another" if resume else "choose another, or resume the run"
+        need = (
+            "it holds no last.ckpt to resume from, so choose another"
+            if resume
+            else "choose another, or give `resume=True`"
+        )
         raise ValueError(f"{told} exists and is not an empty folder; {need}")
 
 

@@ -47,7 +47,7 @@ def train(
     val_fraction: float = 0.2,
     on_broken: Literal["stop", "skip", "trust"] = "stop",
     workers: int = 2,
-    img_size: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
     in_chans: int = 3,
     crop_pct: float | None = None,
     pretrained: bool = False,
@@ -105,7 +105,7 @@ def train(
         val_fraction: Share of each class held out where the folder has no validation split.
         on_broken: Read all images of a folder first and stop, or leave out, if any is broken; or trust them unread.
         workers: Processes that load images.
-        img_size: Side of the square input, in pixels; the model's own where not given.
+        img_size: Side of the square input, or its height and width, in pixels; the model's own where not given.
         in_chans: Image channels: 1 (grey) or 3.
         crop_pct: Share of a validation image's side that is kept; the model's own where not given.
         pretrained: Start from the weights that the name stands for; they may be downloaded.
@@ -318,8 +318,8 @@ class Run:
         if count:
             names = ", ".join(found[:3])
             raise ValueError(
-                f"after epoch {epoch + 1} weights are not finite ({names or 'in another process'}): lower lr, or set "
-                "clip_grad"
+                f"after epoch {epoch + 1} weights are not finite ({names or 'in another process'}): lower `lr`, or set "
+                "`clip_grad`"
             )
 
     @torch.no_grad()  # not inference_mode: older process groups write into what they gather
@@ -349,7 +349,7 @@ class Run:
         if odd:
             raise ValueError(
                 f"after epoch {epoch + 1} the network's outputs for {odd} of {len(table)} validation images are not "
-                "finite: lower lr, or set clip_grad"
+                "finite: lower `lr`, or set `clip_grad`"
             )
         loss, top1, top5_share = table[:, :3].mean(0).tolist()
         return {"val_loss": loss, "val_top1": 100 * top1, "val_top5": 100 * top5_share}
