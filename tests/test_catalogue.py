@@ -30,8 +30,9 @@ def test_all_our_names_are_there_with_what_their_hub_configs_say():
     assert set(found) == set(NAMES)
     for (name, tag), config in package_configs().items():
         facts = found[name]
-        assert (facts["params"], facts["timm"]) == (config.content["params"], False)
         of_tag = facts["tags"][tag]
+        assert not facts["timm"]
+        assert [of_tag[key] for key in ("params", "gmacs")] == [config.content[key] for key in ("params", "gmacs")]
         assert of_tag["img_size"] == config.content["input_size"][1:]
         assert of_tag["license"] == config.content["license"]
         assert of_tag["top1"] == (config.content["published"] or {}).get("imagenet_1k_top1")
@@ -44,6 +45,7 @@ def test_the_first_tag_is_the_one_that_a_bare_name_means():
         cfg = timm.get_pretrained_cfg(name)
         assert next(iter(facts["tags"])) == cfg.tag
         assert facts["img_size"] == list(cfg.input_size[1:])
+        assert facts["params"] == facts["tags"][cfg.tag]["params"]
 
 
 def test_families_stand_together_smallest_first():

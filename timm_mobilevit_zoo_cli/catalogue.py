@@ -31,8 +31,8 @@ def list_models(pattern: str = "*", *, all: bool = False) -> dict[str, dict[str,
         By name, ours first, in each family the smallest first: `params`; `gmacs`, multiply-adds of an image in 1e9, at
         `img_size`, its height and width in pixels; `top1`, the authors' claim on ImageNet-1k in percent, None where
         there is none or the network is timm's; `license`, of the code or the weights; `weights`, the tags that have
-        some; `tags`, for each tag of ours its `img_size`, `top1`, `license` and whether it has `weights`; `timm`,
-        whether the network is timm's. Where a network has weights, these facts are those of its first tag.
+        some; `tags`, for each tag of ours the same facts (`params` depend on its classes), and whether it has
+        `weights`; `timm`, whether the network is timm's. The facts of a name are those of its default tag, the first.
 
     Raises:
         ValueError: For a pattern that fits no name.
@@ -70,9 +70,10 @@ def _ours() -> dict[str, dict[str, Any]]:
 def _facts(found: list[tuple[bool, dict[str, Any]]]) -> dict[str, Any]:
     """Return a network's facts, from its configs, of which the first is the default one."""
     configs = [config for _, config in sorted(found, key=lambda pair: (pair[0], pair[1]["tag"]))]
-    first = configs[0]
     tags = {
         config["tag"]: {
+            "params": config["params"],
+            "gmacs": config["gmacs"],
             "img_size": config["input_size"][1:],
             "top1": (config["published"] or {}).get("imagenet_1k_top1"),
             "license": config["license"],
@@ -81,9 +82,7 @@ def _facts(found: list[tuple[bool, dict[str, Any]]]) -> dict[str, Any]:
         for config in configs
     }
     return {
-        "params": first["params"],
-        "gmacs": first["gmacs"],
-        **{key: tags[first["tag"]][key] for key in ("img_size", "top1", "license")},
+        **{key: value for key, value in tags[configs[0]["tag"]].items() if key != "weights"},
         "weights": [tag for tag, one in tags.items() if one["weights"]],
         "tags": tags,
         "timm": False,
