@@ -345,7 +345,7 @@ def test_a_size_is_a_side_or_height_and_width():
         assert size(command, "--img-size", "64", "96", *words) == (64, 96)
         assert size(command, *words, "--img-size=64x96") == (64, 96)
         assert parse([command, "--img-size", "64", "96", *words])["command"] == command
-    assert size("bench", "m", "--img-size", "64", "96") == [64, 96]  # each is measured
+    assert size("bench", "m", "--img-size", "64", "96x64") == [64, (96, 64)]  # each is measured
 
 
 @pytest.mark.parametrize("command", [*SOURCES, "models", "run", "completion"])

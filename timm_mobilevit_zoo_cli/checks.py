@@ -220,6 +220,8 @@ def _bench(options: Options) -> None:
     for key in ("backend", "mode", "batch_size", "img_size", "dtype", "memory_format"):
         if not options[key]:
             raise ValueError(f"`{key}` is empty")
+    for size in options["img_size"]:
+        _check_size({"img_size": size})
     for key in ("output", "plot"):
         if options[key]:
             check_free(key, Path(options[key]), options["overwrite"])

@@ -118,9 +118,14 @@ def check_numbers(options: Mapping[str, Any]) -> None:
         if rule is None or (value is None and rule.optional):
             continue
         several = isinstance(value, (list, tuple))
-        odd = [one for one in (value if several else [value]) if not rule.holds(one)]
+        each = (
+            [one for part in value for one in (part if isinstance(part, (list, tuple)) else [part])]
+            if several
+            else [value]
+        )
+        odd = [one for one in each if not rule.holds(one)]
         if odd:
-            shown = " ".join(map(str, value)) if several else f"{value}"
+            shown = " ".join(map(str, each)) if several else f"{value}"
             raise ValueError(f"{name}={shown} must {rule.words(odd[0])}" + " each" * (several and not rule.said))
 
 

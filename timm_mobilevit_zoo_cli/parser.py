@@ -103,7 +103,7 @@ METAVARS: Mapping[str, Any] = {
     "image": "IMAGE",
     "images": "DIR",
     "img_size": "N | H W",
-    "bench.img_size": "N",
+    "bench.img_size": "N|HxW",
     "int8": "DIR",
     "license": "ID",
     "license_link": "URL",
@@ -324,7 +324,7 @@ def _add_option(one: Any, command: str, argument: Argument) -> None:
         options |= {"choices": get_args(kind)}
         if several_of:
             options |= {"metavar": name.upper().replace("_", "-")}
-    elif flag_of(name) == SIZED and not several:
+    elif flag_of(name) == SIZED:
         options |= {"type": size, "metavar": metavar}
     elif get_origin(kind) is tuple:
         options |= {"type": number(get_args(kind)[0]), "nargs": len(get_args(kind)), "metavar": metavar}

@@ -45,6 +45,7 @@ from .runners import (
     prepare,
     reference,
     resolve,
+    size_text,
 )
 
 __all__ = ["bench", "busy_seconds", "cpu_name", "take_turns"]
@@ -61,7 +62,7 @@ def bench(
     backend: Sequence[Backend] = ("eager",),
     mode: Sequence[Literal["eval", "train"]] = ("eval",),
     batch_size: Sequence[int] = (1,),
-    img_size: Sequence[int] = (224,),
+    img_size: Sequence[int | tuple[int, int]] = (224,),
     dtype: Sequence[Literal["fp32", "bf16", "fp16", "int8"]] = ("fp32",),
     memory_format: Sequence[Literal["contiguous", "channels_last"]] = ("contiguous",),
     cuda_graphs: bool = False,
@@ -85,7 +86,8 @@ def bench(
             out for the CPU, compile what torch compiles of the network.
         mode: Evaluation, or a training step: forward, cross-entropy, backward, SGD with momentum.
         batch_size: Images in a call.
-        img_size: Side of the square input, in pixels.
+        img_size: Side of the square input, in pixels, or height and width, on the command line as 192x256; of several
+            each is measured.
         dtype: Type of the arithmetic: of weights and images in evaluation, of torch.autocast in training. Beside fp32,
             int8 adds what `export` writes in 8 bits for onnxruntime, laid out for the very batch that is timed, and
             bf16 what openvino computes in 16 bits from the same file, where the CPU can.
@@ -232,7 +234,7 @@ def _comparison(
     runners: dict[int, Runner] = {}
     expected: dict[str, Any] = {}
     failed: dict[int, str] = {}
-    shape = setting.batch_size, 3, setting.img_size, setting.img_size
+    shape = setting.batch_size, 3, *setting.sides
     x: Any = None
     for place, candidate in enumerate(candidates):
         bar.set_description(f"preparing {printable(str(candidate))}")
@@ -256,7 +258,7 @@ def _comparison(
             runners[place] = runner
         except Exception as error:  # each back end has errors of its own
             failed[place] = _told(error)
-    bar.set_description("{mode}, {img_size} px, batch {batch_size}".format(**setting._asdict()))
+    bar.set_description(f"{setting.mode}, {size_text(setting.img_size)} px, batch {setting.batch_size}")
     before = busy_seconds()
     calls = [_kept(runner.call, place, failed) for place, runner in runners.items()]
     done, counts = take_turns(calls, setting.device, rounds, seconds, bar)
@@ -296,8 +298,8 @@ def _size(network: nn.Module, candidate: Candidate, setting: Setting) -> dict[st
     row: dict[str, Any] = {"params_m": sum(p.numel() for p in network.parameters()) / 1e6}
     try:
         meta = copy.deepcopy(network).to("meta")
-        weights, maps = moved(meta, setting.img_size)
-        row["gmacs"] = gmacs(meta, (3, setting.img_size, setting.img_size))
+        weights, maps = moved(meta, setting.sides)
+        row["gmacs"] = gmacs(meta, (3, *setting.sides))
     except (RuntimeError, NotImplementedError):  # what asks for a tensor's values cannot be counted without any
         return row | {"gmacs": None, "moved_mib": None}
     width = TYPES[candidate.dtype].itemsize
