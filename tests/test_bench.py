@@ -181,6 +181,13 @@ def test_rows_are_whole(tmp_path):
     assert rows[0]["versions"]["torch"] == torch.__version__.partition("+")[0]
 
 
+def test_images_of_several_sizes_each_in_turn():
+    rows = bench.bench([own("right")], **SMALL | {"img_size": (SIDE, (SIDE, 2 * SIDE))})
+    assert [row["img_size"] for row in rows] == [SIDE, (SIDE, 2 * SIDE)]
+    assert rows[1]["gmacs"] > rows[0]["gmacs"]
+    assert f"eval, {SIDE} x {2 * SIDE} px, batch 1" in bench.table(rows)
+
+
 def test_threads_are_set_and_set_back(monkeypatch):
     def count(candidate, setting, network, x):
         raise ValueError(f"{torch.get_num_threads()} threads")

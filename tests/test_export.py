@@ -65,7 +65,8 @@ def test_openvino(name, tmp_path):
 
 
 def test_openvino_of_a_small_image_through_timms_attention(tmp_path):
-    found = export.to_openvino(seeded("mobilevitv3_xxs"), str(tmp_path / "file.xml"), size=(32, 32))
+    found = export.to_openvino(seeded("mobilevitv3_xxs"), str(tmp_path / "file.xml"), size=32)
+    assert found["input"]["shape"] == [1, 3, 32, 32]
     assert found["checks"]["random"]["error"] < 1e-4
 
 

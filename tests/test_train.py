@@ -64,6 +64,16 @@ def validation_loss(model, digits):
 # A run and what it leaves
 
 
+def test_images_may_be_wider_than_high(digits, tmp_path):
+    out = train(
+        str(digits), output=str(tmp_path / "out"), **QUICK | {"epochs": 1, "img_size": (24, 32), "warmup_epochs": 0}
+    )
+    model = load(out["output"])
+    assert model.pretrained_cfg["input_size"] == (3, 24, 32)
+    assert model.patch_embed.img_size == (24, 32)  # of what is made for one size
+    assert len(predict(model, [str(next((digits / "val").glob("*/*.png")))])[0]["classes"]) == 3
+
+
 def test_a_run_learns_and_leaves_what_timm_loads(run, digits):
     out, best = run
     assert sorted(path.name for path in out.iterdir()) == [
