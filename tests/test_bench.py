@@ -342,7 +342,7 @@ def test_moved_counts_weights_and_maps_once():
 
 BAD = {
     "`names` is empty": {"names": []},
-    "names='no_such_model' is neither registered nor module:function": {"names": ["no_such_model"]},
+    "names='no_such_model' is neither module:function nor a model of timm's": {"names": ["no_such_model"]},
     "against='also_none' is neither": {"against": "also_none"},
     "names='no_such_module:f' cannot be imported: No module": {"names": ["no_such_module:f"]},
     rf"names='{__name__}:none' cannot be imported: .*no attribute 'none'": {"names": [f"{__name__}:none"]},

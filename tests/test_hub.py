@@ -97,7 +97,7 @@ def test_the_card_tells_what_it_is_given(tmp_path):
         ({"license": "other"}, "needs `license_name` and `license_link`"),
         (
             {"license": "other", "license_name": "My own", "license_link": "x"},
-            "license_name'\\]='My own' must be a name as",
+            "license_name'\\]='My own' must be a name like",
         ),
         ({"license": "mit", "dataset": 5}, r"card\['dataset'\]=5 must be text"),
         ({"license": "mit", "metrics": {"top-1": "best"}}, r"card\['metrics'\]=.* must give a finite number"),

@@ -873,7 +873,7 @@ def test_nothing_is_overwritten_unasked_or_broken(capsys, folder, picture, tmp_p
             ValueError,
             "checkpoint=.* cannot be given beside a folder's or",
         ),
-        ({"img_size": 0}, ValueError, "img_size=0 must be at least 1"),
+        ({"img_size": 0}, ValueError, "img_size=0 must be a side"),
         (
             {"model": "hf-hub:someone/something"},
             ValueError,

@@ -426,7 +426,7 @@ def test_resuming_before_the_first_epoch_ended_starts_anew(digits, tmp_path, mon
         ({"mixup": -1.0}, "mixup=-1.0 must be at least 0"),
         ({"scale": (0.5, 0.1)}, "scale=.* the smaller first"),
         ({"crop_pct": 0.0}, "crop_pct=0.0 must be above 0"),
-        ({"num_classes": 7}, "num_classes=7 is for a named data set"),
+        ({"num_classes": 7}, "num_classes=7 needs `dataset`"),
         ({"in_chans": None}, "in_chans=None must be 1"),
     ],
 )

@@ -292,7 +292,7 @@ def test_policies_run_with_every_pillow(tmp_path, policy, channels):
 )
 def test_a_policy_that_timm_does_not_have_is_refused_at_the_start(tmp_path, policy):
     with pytest.raises(
-        ValueError, match=f"auto_augment='{policy}' must be a policy of timm's, as rand-m9-mstd0.5-inc1"
+        ValueError, match=f"auto_augment='{policy}' is none of timm's policies; give one as rand-m9-mstd0.5-inc1"
     ):
         check("train", OPTIONS | {"data": str(tmp_path), "output": "", "auto_augment": policy})
 

@@ -3,6 +3,7 @@
 import argparse
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -45,11 +46,18 @@ def size(text: str) -> int | tuple[int, int]:
     return int(sides[1]) if sides[2] is None else (int(sides[1]), int(sides[2]))
 
 
+class _Formatter(argparse.HelpFormatter):
+    """Help whose lines are not broken at hyphens, which names and options are full of."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
 class Parser(argparse.ArgumentParser):
     """One command's options, or the commands themselves."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"exit_on_error": False, "allow_abbrev": True} | options)
+        super().__init__(**{"exit_on_error": False, "formatter_class": _Formatter} | options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as argparse does, but look for mistyped options first: without one, others seem to be missing."""

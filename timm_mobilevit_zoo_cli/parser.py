@@ -67,13 +67,18 @@ LEFT_OUT: dict[str, tuple[str, ...]] = {
     "page": ("models",),
 }
 SHELLS = ("bash", "zsh")
-# What a command is said to do, where its function's first line says what the function returns.
+# What a command does, where the first line about its function speaks to who calls it from Python.
 SUMMARIES = {
-    "predict": "Classify images: tell the likeliest classes of each.",
-    "weights": "List the published files of weights, one a tag of a name.",
+    "bench": "Measure how fast models are, side by side; each is checked against float64 first.",
+    "check": "Check a folder of weights: files, config, sizes, header, values, probe.",
+    "push": "Check a folder of weights and show what a push would do; with --yes, push it.",
+    "pull": "Download weights, check them, and print the commit and digests to pin.",
+    "pin": "Download files of weights, try them in their networks, and print the commit and digest to pin.",
+    "predict": "Classify images: print the likeliest classes of each.",
+    "weights": "List the published files of weights, one for each tag.",
     "models": "List the networks: parameters, multiply-adds, image size, weights and claimed accuracy.",
     "run": "Run a script, one of timm's for example, with the zoo's models registered.",
-    "completion": "Print what makes a shell complete these commands and options.",
+    "completion": "Print a script that makes a shell complete these commands and options.",
 }
 RUN = """Usage: timm-mobilevit-zoo run SCRIPT [ARGS...]
        timm-mobilevit-zoo run -m MODULE [ARGS...]
@@ -235,7 +240,7 @@ def _usage(one: Any) -> str:
     words = [one.prog]
     for action in one._actions:
         if action.option_strings and action.required:
-            words += [action.option_strings[0], str(action.metavar)]
+            words += [action.option_strings[0], str(action.metavar or action.dest.upper())]
     words.append("[OPTIONS]")
     for action in one._actions:
         if not action.option_strings:

@@ -41,12 +41,12 @@ def export(
         dynamic: What may differ in each call, of batch and size; without them one image of one size. In onnx and
             openvino alone.
         images: Folder of images to compare on too; it may have folders, one a class. Where these have the names of the
-            model's labels, accuracy is told, too.
+            model's labels, accuracy is measured, too.
         int8: Folder of images, as the model will see: convolutions and linear layers compute in 8 bits, whose ranges
             are measured on up to 128 of them. In onnx and executorch alone.
         tolerance: How far a logit may be from eager mode's, in standard deviations of the logits; 0.001 where not
             given. With int8 how far logits may be on average, as a root mean square, and 0.2 where not given.
-        pretrained: Give a name its weights; without, random ones, as they serve to measure time.
+        pretrained: Give a name its published weights; random ones, where this is off, are enough to measure speed.
         trust: Load a folder as it stands, without the check of what it holds.
         overwrite: Replace output and manifest where they exist.
 

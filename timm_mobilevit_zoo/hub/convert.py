@@ -37,12 +37,13 @@ def convert(
         checkpoint: File with weights: safetensors, or what torch.save wrote.
         model: Registered name of this package.
         output: Folder to write, new or empty.
-        license: Licence of the weights, as the Hub names it: mit, apache-2.0, cc-by-nc-4.0 and so on, or other.
-        license_name: Its name, for the licence other, as my-license-1.0.
-        license_link: Its address, for the licence other.
+        license: Licence of the weights, as the Hub names it: mit, apache-2.0, cc-by-nc-4.0 and so on, or other; in any
+            case.
+        license_name: Name of a licence that is other, such as my-license-1.0.
+        license_link: Address of a licence that is other.
         dataset: Data that the weights were trained on; its name on the Hub if it is there.
         source: Where the weights come from.
-        description: Words for the model card.
+        description: Text for the model card.
         ema: Take the averaged weights.
         img_size: Side of the square input, or its height and width, in pixels, of a model made for one size; the
             model's own where not given.

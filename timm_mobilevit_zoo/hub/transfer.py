@@ -137,7 +137,7 @@ def push(
         dry_run: Change nothing on the Hub.
         private: Make a new repository private, and refuse one that is public already.
         branch: Branch to commit to.
-        message: Of the commit; "Add" and the name of the network where not given.
+        message: Commit message; "Add" and the name of the network where not given.
         token: As for `huggingface_hub`; the one of `hf auth login` or `HF_TOKEN` where not given.
 
     Returns:

@@ -110,7 +110,7 @@ def draw_file(
     """Draw what each layer of a model attends to over an image.
 
     Args:
-        model: Folder that train left, or a registered name, whose weights are random unless you say otherwise.
+        model: Folder that train left, or a registered name, whose weights are random unless others are asked for.
         image: Image file.
         output: File to write; its ending is a format that matplotlib writes, as .png, .jpg, .pdf or .svg.
         pretrained: Give a name the weights that it stands for; they may be downloaded.

@@ -51,7 +51,7 @@ def page(
         runtime: ONNX Runtime Web: the file that `npm pack` left, or an unpacked folder.
         fetch_runtime: Get ONNX Runtime Web with `npm pack`, about 32 MB.
         images: Folder of images to compare the written models on too, beside random ones.
-        pretrained: Give names their weights; without, random ones, as they serve to measure time.
+        pretrained: Give names their published weights; random ones, where this is off, are enough to measure speed.
         trust: Load folders as they stand, without the check of what they hold.
 
     Returns:
