@@ -181,6 +181,13 @@ def test_rows_are_whole(tmp_path):
     assert rows[0]["versions"]["torch"] == torch.__version__.partition("+")[0]
 
 
+def test_images_of_several_sizes_each_in_turn():
+    rows = bench.bench([own("right")], **SMALL | {"img_size": (SIDE, (SIDE, 2 * SIDE))})
+    assert [row["img_size"] for row in rows] == [SIDE, (SIDE, 2 * SIDE)]
+    assert rows[1]["gmacs"] > rows[0]["gmacs"]
+    assert f"eval, {SIDE} x {2 * SIDE} px, batch 1" in bench.table(rows)
+
+
 def test_threads_are_set_and_set_back(monkeypatch):
     def count(candidate, setting, network, x):
         raise ValueError(f"{torch.get_num_threads()} threads")
@@ -334,8 +341,8 @@ def test_moved_counts_weights_and_maps_once():
 
 
 BAD = {
-    "names is empty": {"names": []},
-    "names='no_such_model' is neither registered nor module:function": {"names": ["no_such_model"]},
+    "`names` is empty": {"names": []},
+    "names='no_such_model' is neither module:function nor a model of timm's": {"names": ["no_such_model"]},
     "against='also_none' is neither": {"against": "also_none"},
     "names='no_such_module:f' cannot be imported: No module": {"names": ["no_such_module:f"]},
     rf"names='{__name__}:none' cannot be imported: .*no attribute 'none'": {"names": [f"{__name__}:none"]},
@@ -343,19 +350,19 @@ BAD = {
     "batch_size=1 0 must be at least 1 each": {"batch_size": (1, 0)},
     "img_size=0 must": {"img_size": (0,)},
     "threads=0 must": {"threads": (0,)},
-    "mode is empty": {"mode": ()},
+    "`mode` is empty": {"mode": ()},
     "rounds=4 must be at least 5": {"rounds": 4},
     "seconds=0 must be above 0": {"seconds": 0},
     "seconds=nan must be above 0": {"seconds": math.nan},
     "device='meta' must be cpu, or cuda": {"device": "meta"},
     "dtype=fp16 is for a GPU": {"dtype": ("fp32", "fp16"), "device": "cpu"},
-    "cuda_graphs needs device=cuda": {"cuda_graphs": True, "device": "cpu"},
+    "`cuda_graphs=True` needs device=cuda": {"cuda_graphs": True, "device": "cpu"},
     "backend=openvino is measured on a CPU in fp32": {"backend": ("openvino",), "dtype": ("bf16",)},
     "dtype=int8 is what export writes for backend=onnxruntime": {"dtype": ("fp32", "int8"), "device": "cpu"},
     "backend=onnxruntime is measured on a CPU in fp32": {"backend": ("onnxruntime",), "dtype": ("int8",)},
     "backend=fuse does not train": {"backend": ("compile", "fuse"), "mode": ("train",)},
     r"plot='plot.doc' must end in one of \..*png": {"plot": "plot.doc"},
-    "plot needs mode=eval and a name whose authors claim": {"plot": "plot.png", "names": [own("right")]},
+    "`plot` needs mode=eval and a name with a claimed": {"plot": "plot.png", "names": [own("right")]},
     "output='.*' exists; choose another": {"output": __file__},
     "output='none/rows.json' needs a folder": {"output": "none/rows.json"},
 }
@@ -373,7 +380,7 @@ def test_a_missing_back_end_names_the_pip_command(monkeypatch, missing):
     for name in {*runners.EXPORTED, "onnx"} - {missing}:
         monkeypatch.setitem(sys.modules, name, sys)  # any module
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(ModuleNotFoundError, match=rf"^{missing} is not installed: pip install '.*\[export\]'"):
+    with pytest.raises(ModuleNotFoundError, match=rf"^{missing} is not installed: pip install .*\[export\]'"):
         bench.bench([NAME], backend=tuple(runners.EXPORTED), device="cpu")
 
 
@@ -410,7 +417,7 @@ def test_the_picture_has_the_claims(tmp_path):
     assert points.get_offsets().tolist() == [[rows[0]["ms"]["median"], report.claimed("cloformer_xxs")]]
     assert [text.get_text() for text in axis.texts] == ["cloformer_xxs"]
     assert "the authors' claim" in axis.get_ylabel()
-    with pytest.raises(ValueError, match=r"^plot='.*' exists; choose another, or overwrite it"):
+    with pytest.raises(ValueError, match=r"^plot='.*' exists; choose another, or give `overwrite=True`"):
         bench.bench(["cloformer_xxs"], plot=str(path), **SMALL)
 
 

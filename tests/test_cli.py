@@ -128,11 +128,11 @@ def test_images_that_are_all_missing_need_no_network(capsys, folder, picture, mo
 def test_errors_are_one_line(capsys, folder, picture, tmp_path):
     code, _, err = call(capsys, "predict", tmp_path, picture)
     assert code == 2
-    assert err == f"timm-mobilevit-zoo: error: model={str(tmp_path)!r} is no folder with a config.json and weights\n"
+    assert err == f"timm-mobilevit-zoo: error: {str(tmp_path)!r} is not a folder with config.json and weights\n"
     assert call(capsys, "predict", "no_such_model", picture)[0] == 2
     code, _, err = call(capsys, "predict", "cloformer_xxs", picture)
     assert code == 1
-    assert err.startswith("timm-mobilevit-zoo: RuntimeError: nobody publishes such weights of cloformer_xxs.")
+    assert err.startswith("timm-mobilevit-zoo: error: nobody publishes such weights of cloformer_xxs.")
     assert call(capsys, "predict", folder, picture, "--top", 0)[0] == 2
     assert call(capsys, "train", tmp_path / "none", "-m", "cloformer_xxs", "-o", tmp_path / "out")[0] == 2
     with pytest.raises(FileNotFoundError):
@@ -140,7 +140,7 @@ def test_errors_are_one_line(capsys, folder, picture, tmp_path):
 
 
 def test_a_missing_extra_names_the_pip_command():
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'timm-mobilevit-zoo\[train\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"all is not installed: pip install -e .*\[train\]'"):
         extras.require("no_such_module_at_all", "train")
 
 
@@ -197,48 +197,54 @@ def test_completion_without_its_extra(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "shtab", None)
     code, _, err = call(capsys, "completion", "bash")
     assert code == 2
-    assert "shtab is not installed: pip install 'timm-mobilevit-zoo[completion]'" in err
+    assert "shtab is not installed: pip install -e " in err
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train", "nowhere", "-m", "m"], "data='nowhere' is not a folder"),
-        (["train", ".", "-m", "m", "--epochs", "0"], "epochs=0 must be at least 1"),
-        (["train", ".", "-m", "m", "--lr", "nan"], "lr=nan must be above 0"),
-        (["train", ".", "-m", "m", "--workers", "10000"], "workers=10000 must be at most 256"),
-        (["train", ".", "-m", "m", "--scale", "0.1", "inf"], "scale=0.1 inf must be above 0 and at most 1 each"),
-        (["train", ".", "-m", "m", "--alpha", "0.9"], "alpha=0.9 needs a teacher"),
-        (["predict", "m", "a.png", "--top", "0"], "top=0 must be at least 1"),
-        (["predict", "m", "a.png", "-b", "-2"], "batch_size=-2 must be at least 1"),
-        (["maps", "m", "none.png", "-o", "a.png", "--img-size", "-1"], "img_size=-1 must be at least 1"),
+        (["train", "nowhere", "-m", "m"], "'nowhere' is not a folder"),
+        (["train", ".", "-m", "m", "--epochs", "0"], "--epochs 0 must be at least 1"),
+        (["train", ".", "-m", "m", "--lr", "nan"], "--lr nan must be above 0"),
+        (["train", ".", "-m", "m", "--workers", "10000"], "--workers 10000 must be at most 256"),
+        (["train", ".", "-m", "m", "--scale", "0.1", "inf"], "--scale 0.1 inf must be above 0 and at most 1 each"),
+        (["train", ".", "-m", "m", "--alpha", "0.9"], "--alpha 0.9 needs --teacher"),
+        (["predict", "m", "a.png", "--top", "0"], "--top 0 must be at least 1"),
+        (["predict", "m", "a.png", "-b", "-2"], "--batch-size -2 must be at least 1"),
+        (["maps", "m", "none.png", "-o", "a.png", "--img-size", "-1"], "--img-size -1 must be a side, or"),
         (
             ["convert", "c", "-m", "m", "-o", "out", "--license", "mit", "--img-size", "0"],
-            "img_size=0 must be at least",
+            "--img-size 0 must be a side, or",
         ),
-        (["export", "m", "--format", "onnx", "-o", "a", "--size", "0", "8"], "size=[0, 8] must be height and width in"),
-        (["export", "m", "--format", "onnx", "-o", "a", "--tolerance", "inf"], "tolerance=inf must be above 0 and fin"),
-        (["bench", "m", "--threads", "1", "0"], "threads=1 0 must be at least 1 each"),
-        (["bench", "m", "--seconds", "inf"], "seconds=inf must be above 0 and finite"),
-        (["page", "m", "-o", "site", "--serve", "--port", "-1"], "port=-1 must be from 0 to 65535"),
-        (["demo", "--seed", "-1"], "seed=-1 must be at least 0"),
-        (["train", ".", "-m", "m", "--checkpoint", "none.pth"], "checkpoint='none.pth' is not a file"),
-        (["predict", "./none", "a.png"], "model='./none' is no folder with a config.json and weights"),
-        (["maps", "cloformer_xxs", "none.png", "-o", "a.png"], "image='none.png' is no file"),
+        (["export", "m", "--format", "onnx", "-o", "a", "--img-size", "0", "8"], "--img-size 0 8 must be a side"),
+        (
+            ["export", "m", "--format", "onnx", "-o", "a", "--tolerance", "inf"],
+            "--tolerance inf must be above 0 and fin",
+        ),
+        (["bench", "m", "--threads", "1", "0"], "--threads 1 0 must be at least 1 each"),
+        (["bench", "m", "--seconds", "inf"], "--seconds inf must be above 0 and finite"),
+        (["page", "m", "-o", "site", "--serve", "--port", "-1"], "--port -1 must be from 0 to 65535"),
+        (["demo", "--seed", "-1"], "--seed -1 must be at least 0"),
+        (["train", ".", "-m", "m", "--checkpoint", "none.pth"], "--checkpoint none.pth is not a file"),
+        (["predict", "./none", "a.png"], "'./none' is not a folder with config.json and weights"),
+        (["maps", "cloformer_xxs", "none.png", "-o", "a.png"], "'none.png' is not a file"),
         (["check", "none"], "none is not a folder"),
         (["check", "."], "config.json is missing in ."),
         (["push", "none", "a/b"], "none is not a folder"),
-        (["convert", "none.pth", "-m", "m", "-o", "out", "--license", "mit"], "checkpoint='none.pth' is no file"),
-        (["convert", "none.pth", "-m", "m", "-o", "out", "--license", "mine"], "card['license']='mine' must be one of"),
-        (["export", "m", "--format", "onnx", "-o", "none/a.onnx"], "output='none/a.onnx' needs a folder that exists"),
-        (["export", "m", "--format", "onnx", "-o", "a.onnx", "--int8", "none"], "int8='none' must be a folder with"),
-        (["bench", "m", "--rounds", "4"], "rounds=4 must be at least 5, or quartiles say nothing"),
-        (["page", "runs/none", "-o", "site"], "model='runs/none' is no folder with a config.json and weights"),
-        (["page", "m", "-o", "none/site"], "output='none/site' needs a folder that exists"),
-        (["page", "-o", "site"], "models=() must be a list of at least one model"),
-        (["page", "-o", ".", "--serve"], "folder='.' must be a page that this command wrote"),
+        (["convert", "none.pth", "-m", "m", "-o", "out", "--license", "mit"], "'none.pth' is not a file"),
+        (
+            ["convert", "none.pth", "-m", "m", "-o", "out", "--license", "mine"],
+            "--license mine is none that the Hub knows",
+        ),
+        (["export", "m", "--format", "onnx", "-o", "none/a.onnx"], "--output none/a.onnx needs a folder that exists"),
+        (["export", "m", "--format", "onnx", "-o", "a.onnx", "--int8", "none"], "--int8 none must be a folder with"),
+        (["bench", "m", "--rounds", "4"], "--rounds 4 must be at least 5, or quartiles say nothing"),
+        (["page", "runs/none", "-o", "site"], "'runs/none' is not a folder with config.json and weights"),
+        (["page", "m", "-o", "none/site"], "--output none/site needs a folder that exists"),
+        (["page", "-o", "site"], "MODEL is empty; give one or more"),
+        (["page", "-o", ".", "--serve"], "--output . is not a page that `page` wrote"),
         (["page", "m", "-o", "site", "--port", "80"], "--port goes with --serve"),
-        (["demo", "-o", "full"], "output='full' holds something, an earlier demo perhaps"),
+        (["demo", "-o", "full"], "--output full is not empty; remove what is in it"),
     ],
 )
 def test_what_words_alone_are_wrong_about_needs_no_package(capsys, monkeypatch, tmp_path, words, message):

@@ -116,7 +116,7 @@ def test_broken_images_are_told_before_any_work_or_left_out(photos, tmp_path, na
         path.write_text("broken")
     with pytest.raises(ValueError, match=f"{name} is left without an image that can be read"):
         task(on_broken="skip")
-    with pytest.raises(ValueError, match="on_broken='skip' goes with images or int8"):
+    with pytest.raises(ValueError, match="on_broken='skip' goes with `images` or `int8`"):
         task_of("onnx", str(tmp_path / "a.onnx"), on_broken="skip")
 
 

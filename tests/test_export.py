@@ -65,7 +65,8 @@ def test_openvino(name, tmp_path):
 
 
 def test_openvino_of_a_small_image_through_timms_attention(tmp_path):
-    found = export.to_openvino(seeded("mobilevitv3_xxs"), str(tmp_path / "file.xml"), size=(32, 32))
+    found = export.to_openvino(seeded("mobilevitv3_xxs"), str(tmp_path / "file.xml"), size=32)
+    assert found["input"]["shape"] == [1, 3, 32, 32]
     assert found["checks"]["random"]["error"] < 1e-4
 
 
@@ -214,7 +215,7 @@ def test_a_wrong_file_is_not_kept(monkeypatch, tmp_path, how, message):
 BAD = {
     r"format='tflite' must be one of onnx, openvino, ": {"format": "tflite"},
     r"output='file.pt' must end in .onnx for format=onnx": {"output": "file.pt"},
-    r"size=\(0, 64\) must be height and width in pixels": {"size": (0, 64)},
+    r"size=0 64 must be a side, or height and width, in pixels": {"size": (0, 64)},
     r"dynamic='width' must be one of batch, size for format=onnx": {"dynamic": ("width",)},
     r"dynamic='size' must be left out for format=executorch": {
         "format": "executorch",
@@ -224,8 +225,8 @@ BAD = {
     r"tolerance=0 must be above 0": {"tolerance": 0},
     r"images='nowhere' must be a folder with images in it": {"images": "nowhere"},
     r"output='nowhere/file.onnx' needs a folder that exists": {"output": "nowhere/file.onnx"},
-    r"model='cloformer_xxs' has no published weights; --no-pretrained exports random ones": {"pretrained": True},
-    r"model='resnet19' is neither a folder nor registered": {"model": "resnet19"},
+    r"model='cloformer_xxs' has no published weights; `pretrained=False` exports random ones": {"pretrained": True},
+    r"model='resnet19' is neither a folder nor a model of timm's": {"model": "resnet19"},
 }
 
 
@@ -266,20 +267,32 @@ def test_a_missing_runtime_names_the_pip_command(monkeypatch, tmp_path, format):
     about = formats.FORMATS[format]
     monkeypatch.setitem(sys.modules, about.modules[0], None)
     with pytest.raises(
-        ModuleNotFoundError, match=rf"{about.modules[0]} is not installed: pip install '.*\[{about.extra}\]'"
+        ModuleNotFoundError, match=rf"{about.modules[0]} is not installed: pip install .*\[{about.extra}\]'"
     ):
         export.export(NAME, format=format, output=str(tmp_path / f"file{about.suffix}"), pretrained=False)
 
 
 def test_a_torch_too_new_names_the_pip_command(monkeypatch, tmp_path):
     monkeypatch.setitem(formats.FORMATS, "onnx", formats.FORMATS["onnx"]._replace(torch_below="2.0"))
-    with pytest.raises(ModuleNotFoundError, match=r"torch .* is too new for onnx: .* pip install '.*\[onnx\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"torch .* is too new for onnx: .* pip install .*\[onnx\]'"):
         export.export(NAME, format="onnx", output=str(tmp_path / "file.onnx"), pretrained=False)
 
 
 def test_the_command(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    given = ["export", NAME, "--no-pretrained", "--format", "onnx", "--size", "64", "96", "--dynamic", "batch", "size"]
+    given = [
+        "export",
+        NAME,
+        "--no-pretrained",
+        "--format",
+        "onnx",
+        "--img-size",
+        "64",
+        "96",
+        "--dynamic",
+        "batch",
+        "size",
+    ]
     with pytest.raises(SystemExit) as done:
         cli.main([*given, "-o", "file.onnx"])
     assert done.value.code == 0
@@ -290,4 +303,4 @@ def test_the_command(monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit) as done:
         cli.main([*given, "-o", "file.onnx"])
     assert done.value.code == 2
-    assert "output='file.onnx' exists; choose another, or overwrite it" in capsys.readouterr().err
+    assert "--output file.onnx exists; choose another, or give --overwrite" in capsys.readouterr().err

@@ -242,7 +242,7 @@ def test_everyone_says_the_same_of_a_picture_that_cannot_be_read(tmp_path):
 def test_nobody_waits_for_a_pipe(tmp_path):
     os.mkfifo(tmp_path / "x.png")
     for path in (tmp_path / "x.png", "/dev/zero", tmp_path):
-        with pytest.raises(ValueError, match="cannot be read: it is no regular file"):
+        with pytest.raises(ValueError, match="cannot be read: it is not a regular file"):
             read_image(path, "L")
     assert images_in(tmp_path) == [tmp_path / "x.png"], "so that it is told of"
 

@@ -86,7 +86,7 @@ def test_a_strangers_folder_is_checked_and_trusted_on_purpose(name, tmp_path):
     ):
         (tmp_path / "run" / "config.json").write_text(config)
         change(tmp_path / "run", **entries)
-        with pytest.raises(ValueError, match=rf"model=.* is refused: .*{message}.*--trust \(trust=True\)"):
+        with pytest.raises(ValueError, match=rf"model=.* is refused: .*{message}.*`trust=True`"):
             load(tmp_path / "run")
     (tmp_path / "run" / "config.json").write_text(config)
     change(tmp_path / "run", label_names=["a", "b", "\x1b[2J"])
@@ -178,16 +178,16 @@ def test_folders_in_folders(tmp_path):
 def test_a_pipe_is_no_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path, "/dev/zero"):
-        with pytest.raises(ValueError, match="is no regular file"), open_regular(path):
+        with pytest.raises(ValueError, match="is not a regular file"), open_regular(path):
             pass
-    with pytest.raises(FileNotFoundError, match="is no file"):
+    with pytest.raises(FileNotFoundError, match="is not a file"):
         read_checkpoint(tmp_path / "pipe")
     hub.export(create(SMALL, num_classes=3), tmp_path / "theirs", card=CARD)
     for name in ("config.json", "model.safetensors"):
         shutil.copytree(tmp_path / "theirs", tmp_path / name)
         (tmp_path / name / name).unlink()
         os.mkfifo(tmp_path / name / name)
-        with pytest.raises(hub.Refused, match=f"{name} is no regular file"):
+        with pytest.raises(hub.Refused, match=f"{name} is not a regular file"):
             hub.check(tmp_path / name)
         with pytest.raises((ValueError, FileNotFoundError)):
             load(tmp_path / name)
@@ -198,7 +198,7 @@ def test_a_header_as_large_as_weights(tmp_path):
     entry = {f"{'x' * 100}{number}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for number in range(9000)}
     header = json.dumps(entry).encode()
     (tmp_path / "theirs" / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(hub.Refused, match=r"is no file of safetensors: its header has [\d,]+ bytes|has more than"):
+    with pytest.raises(hub.Refused, match=r"is not a safetensors file: its header has [\d,]+ bytes|has more than"):
         hub.check(tmp_path / "theirs")
 
 

@@ -715,7 +715,7 @@ def test_a_missing_matplotlib_names_the_pip_command(monkeypatch, tmp_path):
         lambda: draw(CloAttention(3, 1, (0, 1)), image(8, 8, batch=1)),
         lambda: draw_file(FIRST_OURS[0], "picture.png", output=str(tmp_path / "maps.png")),
     ):
-        with pytest.raises(ModuleNotFoundError, match=r"pip install 'timm-mobilevit-zoo\[viz\]'"):
+        with pytest.raises(ModuleNotFoundError, match=r"pip install .*\[viz\]'"):
             call()
 
 
@@ -829,7 +829,7 @@ def test_nothing_is_overwritten_unasked_or_broken(capsys, folder, picture, tmp_p
     out.write_bytes(b"mine")
     code, _, err = call(capsys, folder, picture, "-o", out)
     assert code == 2
-    assert err == f"timm-mobilevit-zoo: error: output={str(out)!r} exists; choose another, or overwrite it\n"
+    assert err == f"timm-mobilevit-zoo: error: --output {out} exists; choose another, or give --overwrite\n"
     assert out.read_bytes() == b"mine"
 
     from matplotlib.figure import Figure
@@ -861,12 +861,24 @@ def test_nothing_is_overwritten_unasked_or_broken(capsys, folder, picture, tmp_p
             "output=.* needs a folder that exists; '.*none' does not",
         ),
         ({"output": "{tmp}/folder.png", "overwrite": True}, ValueError, "output=.*folder.png' exists; choose another$"),
-        ({"image": "{tmp}/none.png"}, FileNotFoundError, "image='.*none.png' is no file"),
-        ({"checkpoint": "{tmp}/none.pth"}, FileNotFoundError, "checkpoint='.*none.pth' is no file"),
-        ({"checkpoint": "{picture}", "pretrained": True}, ValueError, "checkpoint=.* must be the only weights"),
-        ({"checkpoint": "{picture}", "model": "{folder}"}, ValueError, "checkpoint=.* must be the only weights"),
-        ({"img_size": 0}, ValueError, "img_size=0 must be at least 1"),
-        ({"model": "hf-hub:someone/something"}, ValueError, "model='hf-hub:.*' has weights elsewhere; ask for them"),
+        ({"image": "{tmp}/none.png"}, FileNotFoundError, "image='.*none.png' is not a file"),
+        ({"checkpoint": "{tmp}/none.pth"}, FileNotFoundError, "checkpoint='.*none.pth' is not a file"),
+        (
+            {"checkpoint": "{picture}", "pretrained": True},
+            ValueError,
+            "checkpoint=.* cannot be given beside a folder's or",
+        ),
+        (
+            {"checkpoint": "{picture}", "model": "{folder}"},
+            ValueError,
+            "checkpoint=.* cannot be given beside a folder's or",
+        ),
+        ({"img_size": 0}, ValueError, "img_size=0 must be a side"),
+        (
+            {"model": "hf-hub:someone/something"},
+            ValueError,
+            "model='hf-hub:.*' has weights elsewhere; `pretrained=True`",
+        ),
     ],
 )
 def test_arguments_are_checked_before_the_work(changes, error, message, folder, picture, tmp_path, monkeypatch):
@@ -884,8 +896,8 @@ def test_arguments_are_checked_before_the_work(changes, error, message, folder, 
 def test_command_errors_are_one_line(capsys, picture, tmp_path):
     out = tmp_path / "maps.png"
     for args, message in (
-        (("no_such_model", picture), "model='no_such_model' is neither a folder nor registered"),
-        ((tmp_path, picture), "is no folder with a config.json and weights"),
+        (("no_such_model", picture), "'no_such_model' is neither a folder nor a model of timm's"),
+        ((tmp_path, picture), "is not a folder with config.json and weights"),
         (("resnet18", picture, "--img-size", 32), "ResNet has no attention that timm's convention shows"),
         ((MODEL, __file__), "cannot be read: UnidentifiedImageError"),
     ):

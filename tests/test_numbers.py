@@ -69,7 +69,7 @@ def test_every_number_has_its_limits(argument):
         ({"distill": "none"}, "distill='none' must be one of logit, token, feature"),
         ({"opt": "adamx"}, "opt='adamx' is none of timm's optimisers"),
         ({"sched": "cosin"}, "sched='cosin' must be one of constant, cosine"),
-        ({"pretrained": True}, f"model='{FAST}' has no published weights; train it without pretrained"),
+        ({"pretrained": True}, f"model='{FAST}' has no published weights; train it without `pretrained`"),
     ],
 )
 def test_training_names_a_wrong_number_or_word(tmp_path, options, told):
@@ -93,14 +93,14 @@ def test_functions_check_their_numbers_too(tmp_path):
 
 # An option of `train`, what it needs, and what is said without that.
 NO_EFFECT = [
-    ({"temperature": 2.0, "teacher": "t", "distill": "feature"}, {"distill": "logit"}, "softens no features"),
+    ({"temperature": 2.0, "teacher": "t", "distill": "feature"}, {"distill": "logit"}, "has no effect on features"),
     *[
-        ({name: value}, {"teacher": "t"}, "needs a teacher")
+        ({name: value}, {"teacher": "t"}, "needs `teacher`")
         for name, value in {"distill": "token", "temperature": 2.0, "alpha": 0.1}.items()
     ],
-    ({"ema_decay": 0.9}, {"ema": True}, "needs ema"),
+    ({"ema_decay": 0.9}, {"ema": True}, "needs `ema=True`"),
     *[
-        ({name: value, "augment": False}, {"augment": True}, "needs augment")
+        ({name: value, "augment": False}, {"augment": True}, "needs `augment=True`")
         for name, value in {
             "scale": [0.5, 1.0],
             "ratio": (1.0, 1.0),
@@ -111,21 +111,25 @@ NO_EFFECT = [
             "reprob": 0.1,
         }.items()
     ],
-    ({"color_jitter": 0.2, "auto_augment": "rand-m9"}, {"auto_augment": "3a"}, "goes without auto_augment"),
-    ({"warmup_lr": 1e-5, "warmup_epochs": 0}, {"warmup_epochs": 1}, "needs warmup_epochs"),
+    ({"color_jitter": 0.2, "auto_augment": "rand-m9"}, {"auto_augment": "3a"}, "has no effect beside `auto_augment`"),
+    ({"warmup_lr": 1e-5, "warmup_epochs": 0}, {"warmup_epochs": 1}, "needs `warmup_epochs`"),
     *[
         ({"min_lr": 1e-5, "sched": sched}, {"sched": "cosine"}, "needs a schedule that goes down to it")
         for sched in ("none", "constant", "step", "multistep")
     ],
     *[
-        ({name: value}, {"dataset": "torch/cifar10"}, "is for a named data set")
+        ({name: value}, {"dataset": "torch/cifar10"}, "needs `dataset`")
         for name, value in {"num_classes": 3, "train_split": "a", "val_split": "b", "dataset_download": True}.items()
     ],
     *[
         ({name: value, "dataset": "torch/cifar10"}, {"dataset": ""}, "is for a folder of images")
         for name, value in {"val_fraction": 0.5, "on_broken": "skip"}.items()
     ],
-    ({"pretrained": True, "checkpoint": __file__}, {"checkpoint": ""}, "needs no checkpoint"),
+    (
+        {"pretrained": True, "checkpoint": __file__},
+        {"checkpoint": ""},
+        "and `checkpoint` are both weights to start from",
+    ),
 ]
 
 

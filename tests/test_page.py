@@ -135,12 +135,14 @@ def test_names(tmp_path, monkeypatch):
 
 
 BAD = {
-    r"models=\[\] must be a list of at least one model": {"models": []},
+    "`models` is empty": {"models": []},
     r"models='vit' must be a list": {"models": "vit"},
     r"output='none/site' needs a folder that exists; 'none' does not": {"output": "none/site"},
     r"output='runtime' must be a new or empty folder": {"output": "runtime"},
-    r"runtime='' must be .* that `npm pack onnxruntime-web@[\d.]+` gets": {"runtime": ""},
-    r"runtime='runtime' must be .*; or leave it out, and fetch_runtime": {"fetch_runtime": True},
+    r"the page needs onnxruntime-web .* which runs `npm pack onnxruntime-web@[\d.]+`": {"runtime": ""},
+    r"the page needs onnxruntime-web .*: give `fetch_runtime=True`, which runs .*, and not both": {
+        "fetch_runtime": True
+    },
     r"runtime='nothing.tgz' is not there; `npm pack onnxruntime-web@": {"runtime": "nothing.tgz"},
     r"runtime='runtime/dist' must hold a package.json of onnxruntime-web [\d.]+, as `npm pack": {
         "runtime": "runtime/dist"
@@ -149,8 +151,8 @@ BAD = {
         "runtime": "runtime/package.json"
     },
     r"images='nowhere' must be a folder with images in it": {"images": "nowhere"},
-    r"models: 'cloformer_xxs' has no published weights; --no-pretrained takes": {"pretrained": True},
-    r"model='resnet19' is neither a folder nor registered": {"models": ["resnet19"]},
+    r"models='cloformer_xxs' has no published weights; `pretrained=False` takes": {"pretrained": True},
+    r"model='resnet19' is neither a folder nor a model of timm's": {"models": ["resnet19"]},
 }
 
 
@@ -213,7 +215,7 @@ def test_npm_runs_only_when_asked_to(monkeypatch, networks, tmp_path):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (FileNotFoundError(), "fetch_runtime runs `npm pack .*`, and npm is not installed"),
+        (FileNotFoundError(), "`fetch_runtime` runs `npm pack .*`, and npm is not installed"),
         (subprocess.CalledProcessError(1, "npm", stderr="no network\n"), "`npm pack .*` failed: no network$"),
     ],
 )
@@ -265,16 +267,16 @@ def test_the_command_writes_and_serves(runtime, tmp_path):
 
 
 def test_what_cannot_be_served(tmp_path, capsys):
-    with pytest.raises(ValueError, match=r"must be a page that this command wrote; it has no models/index.json"):
+    with pytest.raises(ValueError, match=r"is not a page that `page` wrote: models/index.json is missing"):
         serve(str(tmp_path))
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "index.json").write_text("{}")
     with pytest.raises(ValueError, match="port=70000 must be from 0 to 65535"):
         serve(str(tmp_path), port=70000)
     told = {
-        "models=() must be a list of at least one model": [],
+        "MODEL is empty; give one or more": [],
         "--port goes with --serve": ["--port", "8000"],
-        "port=-1 must be from 0 to 65535": ["vit", "--serve", "--port=-1"],
+        "--port -1 must be from 0 to 65535": ["vit", "--serve", "--port=-1"],
     }
     for message, options in told.items():
         with pytest.raises(SystemExit) as done:

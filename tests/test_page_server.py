@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 
 from timm_mobilevit_zoo.page import server as page_server
+from timm_mobilevit_zoo_cli.checks import check
 
 
 @pytest.fixture
@@ -160,8 +161,11 @@ def test_closing_ends_connections(served):
 
 
 def test_a_taken_port_is_told(served):
-    with pytest.raises(OSError, match="in use"):
-        page_server._Server(("127.0.0.1", served.server_port), page_server._Handler)
+    port, folder = served.server_port, served.RequestHandlerClass.keywords["directory"]
+    with pytest.raises(OSError, match=f"^port={port} cannot be used: .*; choose another, or 0 for a free one"):
+        page_server.serve(folder, port=port)
+    with pytest.raises(OSError, match=f"^port={port} cannot be used"):  # and before a page is written for it
+        check("page", {"output": "site", "models": ["m"], "images": "", "serve": True, "port": port})
 
 
 def test_an_interrupt_closes_all(monkeypatch, served, capsys):

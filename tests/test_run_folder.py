@@ -333,7 +333,7 @@ def test_numbers_paths_and_arrays_of_other_libraries_resume(digits, tmp_path, ca
 
 def test_weights_that_are_not_finite_after_the_last_step(digits, tmp_path):
     options = QUICK | {"batch_size": 48, "opt": "sgd", "warmup_lr": 1e-6, "lr": 1e30}  # one step an epoch
-    with pytest.raises(ValueError, match=r"after epoch 1 .* not finite.*: lower lr"):
+    with pytest.raises(ValueError, match=r"after epoch 1 .* not finite.*: lower `lr`"):
         train(str(digits), output=str(tmp_path / "out"), **options | {"warmup_epochs": 0})
     assert not list((tmp_path / "out").iterdir())
 

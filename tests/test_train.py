@@ -65,6 +65,16 @@ def validation_loss(model, digits):
 # A run and what it leaves
 
 
+def test_images_may_be_wider_than_high(digits, tmp_path):
+    out = train(
+        str(digits), output=str(tmp_path / "out"), **QUICK | {"epochs": 1, "img_size": (24, 32), "warmup_epochs": 0}
+    )
+    model = load(out["output"])
+    assert model.pretrained_cfg["input_size"] == (3, 24, 32)
+    assert model.patch_embed.img_size == (24, 32)  # of what is made for one size
+    assert len(predict(model, [str(next((digits / "val").glob("*/*.png")))])[0]["classes"]) == 3
+
+
 def test_a_run_learns_and_leaves_what_timm_loads(run, digits):
     out, best = run
     assert sorted(str(path.relative_to(out)) for path in out.rglob("*.*")) == [
@@ -378,7 +388,7 @@ def test_a_broken_image_stops_the_run_before_training_or_is_left_out(copied, tmp
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(digits, tmp_path):
-    fails("the loss of epoch 1 is (nan|inf): lower lr", digits, tmp_path, lr=1e30, warmup_epochs=0, opt="sgd")
+    fails("the loss of epoch 1 is (nan|inf): lower `lr`", digits, tmp_path, lr=1e30, warmup_epochs=0, opt="sgd")
 
 
 def test_an_output_that_holds_something_is_not_overwritten(run, digits, tmp_path):
@@ -407,18 +417,18 @@ def test_resuming_before_the_first_epoch_ended_starts_anew(digits, tmp_path, mon
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model": "cloformer_xxl"}, "model='cloformer_xxl' is not registered"),
+        ({"model": "cloformer_xxl"}, "model='cloformer_xxl' is not a model of timm's .*; did you mean cloformer_xxs"),
         ({"epochs": 0}, "epochs=0 must be at least 1"),
         ({"lr": 0.0}, "lr=0.0 must be above 0"),
         ({"in_chans": 2}, "in_chans=2 must be 1"),
         ({"alpha": 2.0}, r"alpha=2.0 must lie in 0\.\.1"),
-        ({"mixup": 0.2, "batch_size": 15}, "batch_size=15 must be even for mixup"),
+        ({"mixup": 0.2, "batch_size": 15}, "batch_size=15 must be even for `mixup`"),
         ({"val_fraction": 1.0}, "val_fraction=1.0 must be at least 0 and below 1"),
         ({"sched": "plateau"}, "sched='plateau' does not step"),
         ({"mixup": -1.0}, "mixup=-1.0 must be at least 0"),
         ({"scale": (0.5, 0.1)}, "scale=.* the smaller first"),
         ({"crop_pct": 0.0}, "crop_pct=0.0 must be above 0"),
-        ({"num_classes": 7}, "num_classes=7 is for a named data set"),
+        ({"num_classes": 7}, "num_classes=7 needs `dataset`"),
         ({"in_chans": None}, "in_chans=None must be 1"),
     ],
 )
@@ -452,12 +462,12 @@ def test_the_teacher_is_not_trained(run, digits, tmp_path, monkeypatch, distill)
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"distill": "token"}, ValueError, "distill='token' needs a teacher"),
-        ({"temperature": 4.0}, ValueError, "temperature=4.0 needs a teacher"),
-        ({"alpha": 0.9}, ValueError, "alpha=0.9 needs a teacher"),
-        ({"teacher": "nosuchmodel"}, ValueError, "teacher='nosuchmodel' is neither a folder nor registered"),
+        ({"distill": "token"}, ValueError, "distill='token' needs `teacher`"),
+        ({"temperature": 4.0}, ValueError, "temperature=4.0 needs `teacher`"),
+        ({"alpha": 0.9}, ValueError, "alpha=0.9 needs `teacher`"),
+        ({"teacher": "nosuchmodel"}, ValueError, "teacher='nosuchmodel' is neither a folder nor a model of timm's"),
         ({"teacher": MODEL}, ValueError, f"teacher='{MODEL}' has no published weights"),
-        ({"teacher": "."}, FileNotFoundError, "teacher='.' is no folder that train left"),
+        ({"teacher": "."}, FileNotFoundError, "teacher='.' is not a folder that train left"),
     ],
 )
 def test_a_teacher_that_cannot_teach(digits, tmp_path, monkeypatch, options, error, message):
@@ -523,7 +533,7 @@ def test_a_teacher_of_one_size(digits, tmp_path):
     teacher = timm.create_model(WITH_TOKEN, num_classes=3, img_size=48)
     teacher.pretrained_cfg["input_size"] = (3, 48, 48)
     save_for_hf(teacher, tmp_path / "teacher", model_config={"label_names": list("013")}, safe_serialization=True)
-    message = "takes images of 48 x 48 pixels only, the student's have 32 x 32: set img_size"
+    message = "takes images of 48 x 48 pixels only, the student's have 32 x 32: set `img_size`"
     fails(message, digits, tmp_path, teacher=str(tmp_path / "teacher"))
     train(
         str(digits),

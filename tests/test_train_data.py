@@ -145,7 +145,7 @@ def test_a_pipe_among_the_pictures_is_left_out(tmp_path, capsys):
     options = OPTIONS | {"data": str(tmp_path), "on_broken": "skip", "workers": 0}
     train_set, val_set, _ = folder_data(options, accelerate.Accelerator(cpu=True))
     assert len(train_set) + len(val_set) == 8
-    assert "x.png cannot be read: it is no regular file" in capsys.readouterr().err
+    assert "x.png cannot be read: it is not a regular file" in capsys.readouterr().err
 
 
 # Names of classes
@@ -292,7 +292,7 @@ def test_policies_run_with_every_pillow(tmp_path, policy, channels):
 )
 def test_a_policy_that_timm_does_not_have_is_refused_at_the_start(tmp_path, policy):
     with pytest.raises(
-        ValueError, match=f"auto_augment='{policy}' must be a policy of timm's, as rand-m9-mstd0.5-inc1"
+        ValueError, match=f"auto_augment='{policy}' is none of timm's policies; give one as rand-m9-mstd0.5-inc1"
     ):
         check("train", OPTIONS | {"data": str(tmp_path), "output": "", "auto_augment": policy})
 

@@ -7,6 +7,7 @@ would be right.
 
 import os
 import re
+import socket
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ __all__ = [
     "check",
     "check_free",
     "check_port",
+    "free_port",
     "is_folder",
     "need_card",
     "need_page",
@@ -56,7 +58,7 @@ def check_free(name: str, path: Path, overwrite: bool) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{told} needs a folder that exists; {str(path.parent)!r} does not")
     if path.is_dir() or (path.exists() and not overwrite):
-        raise ValueError(f"{told} exists; choose another" + ("" if path.is_dir() else ", or overwrite it"))
+        raise ValueError(f"{told} exists; choose another" + ("" if path.is_dir() else ", or give `overwrite=True`"))
 
 
 def new_folder(folder: Any, argument: str) -> Path:
@@ -65,11 +67,11 @@ def new_folder(folder: Any, argument: str) -> Path:
         raise ValueError(f"{argument}={folder!r} must be the path of a folder, new or empty")
     target = Path(os.path.abspath(folder))
     if os.path.lexists(target) and (target.is_symlink() or not target.is_dir()):
-        raise ValueError(f"{argument}={str(folder)!r} holds something that is no folder; choose a new one")
+        raise ValueError(f"{argument}={str(folder)!r} is not a folder; choose another")
     if target == Path.cwd():
-        raise ValueError(f"{argument}={str(folder)!r} is the current folder; choose a new one")
+        raise ValueError(f"{argument}={str(folder)!r} is the current folder; choose another")
     if target.is_dir() and any(target.iterdir()):
-        raise ValueError(f"{argument}={str(folder)!r} holds something; choose a new one")
+        raise ValueError(f"{argument}={str(folder)!r} is not empty; choose another")
     return target
 
 
@@ -83,7 +85,7 @@ def is_folder(model: str) -> bool:
     if (folder / "config.json").is_file():
         return True
     if folder.exists() or "/" in model.partition(":")[0]:
-        raise FileNotFoundError(f"model={model!r} is no folder with a config.json and weights")
+        raise FileNotFoundError(f"model={model!r} is not a folder with config.json and weights")
     return False
 
 
@@ -95,7 +97,7 @@ def weights_folder(folder: str | Path) -> None:
     for name in ("config.json", "model.safetensors"):
         if not (path / name).is_file():
             is_there = os.path.lexists(path / name)
-            raise ValueError(f"{name} is no regular file" if is_there else f"{name} is missing in {folder}")
+            raise ValueError(f"{name} is not a regular file" if is_there else f"{name} is missing in {folder}")
 
 
 def need_card(folder: str | Path, license: str) -> None:
@@ -112,13 +114,31 @@ def check_port(port: int) -> None:
     check_numbers({"port": port})
 
 
+def free_port(port: int) -> None:
+    """Refuse a port of this machine that is taken, or that only others may use.
+
+    Raises:
+        OSError: Names it.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as one:
+        if os.name == "posix":  # elsewhere it would let two listen
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind(("127.0.0.1", port))
+            one.listen(1)
+        except OSError as error:
+            raise OSError(
+                f"port={port} cannot be used: {error.strerror}; choose another, or 0 for a free one"
+            ) from error
+
+
 def need_page(folder: str) -> None:
     """Refuse a folder that holds no page."""
     if not Path(folder, INDEX).is_file():
-        raise ValueError(f"folder={folder!r} must be a page that this command wrote; it has no {INDEX}")
+        raise ValueError(f"folder={folder!r} is not a page that `page` wrote: {INDEX} is missing")
 
 
-def _need_file(options: Options, names: Iterable[str], told: str = "is no file") -> None:
+def _need_file(options: Options, names: Iterable[str], told: str = "is not a file") -> None:
     for name in names:
         if options[name] and not Path(options[name]).is_file():
             raise FileNotFoundError(f"{name}={options[name]!r} {told}")
@@ -130,18 +150,25 @@ def _need_images(options: Options, names: Iterable[str]) -> None:
             raise ValueError(f"{name}={options[name]!r} must be a folder with images in it")
 
 
+def _check_size(options: Options, name: str = "img_size") -> None:
+    size = options[name]
+    if isinstance(size, (list, tuple)) and len(size) != 2:
+        raise ValueError(f"{name}={size} must {NUMBERS[name].said}")
+
+
 def _train(options: Options) -> None:
+    _check_size(options)
     if not options["dataset"] and not Path(options["data"]).is_dir():
         raise FileNotFoundError(f"data={options['data']!r} is not a folder")
-    _need_file(options, ("checkpoint",), "is not a file")
+    _need_file(options, ("checkpoint",))
     for name, limit in (("scale", " and up to 1"), ("ratio", "")):
         pair = options[name]
         if not isinstance(pair, (list, tuple)) or len(pair) != 2 or pair[0] > pair[1]:
             raise ValueError(f"{name}={pair} must be two numbers above 0{limit}, the smaller first")
     if options["auto_augment"] and not _POLICY.fullmatch(str(options["auto_augment"])):
         raise ValueError(
-            f"auto_augment={options['auto_augment']!r} must be a policy of timm's, as rand-m9-mstd0.5-inc1, "
-            "augmix-m5-w4-d2, original-mstd0.5 or v0"
+            f"auto_augment={options['auto_augment']!r} is none of timm's policies; give one as "
+            "rand-m9-mstd0.5-inc1, augmix-m5-w4-d2, original-mstd0.5, v0 or 3a"
         )
     if options["sched"] == "plateau":
         raise ValueError("sched='plateau' does not step at updates; choose cosine, tanh, step, multistep, poly or none")
@@ -149,10 +176,10 @@ def _train(options: Options) -> None:
         raise ValueError(f"in_chans=2 must {NUMBERS['in_chans'].said}")
     check_effects(options)
     if (options["mixup"] or options["cutmix"]) and options["batch_size"] % 2:
-        raise ValueError(f"batch_size={options['batch_size']} must be even for mixup and cutmix")
+        raise ValueError(f"batch_size={options['batch_size']} must be even for `mixup` and `cutmix`")
     teacher = options["teacher"]
     if teacher and Path(teacher).is_dir() and not Path(teacher, "config.json").is_file():
-        raise FileNotFoundError(f"teacher={teacher!r} is no folder that train left: it holds no config.json")
+        raise FileNotFoundError(f"teacher={teacher!r} is not a folder that train left: config.json is missing")
 
 
 def _predict(options: Options) -> None:
@@ -162,22 +189,24 @@ def _predict(options: Options) -> None:
 
 def _maps(options: Options) -> None:
     model, checkpoint = options["model"], options["checkpoint"]
+    _check_size(options)
     check_free("output", Path(options["output"]), options["overwrite"])
     _need_file(options, ("image", "checkpoint"))
     folder = (Path(model.removeprefix("local-dir:")) / "config.json").is_file()
     if checkpoint and (options["pretrained"] or folder):
-        raise ValueError(f"checkpoint={checkpoint!r} must be the only weights, without a folder's or pretrained ones")
+        raise ValueError(f"checkpoint={checkpoint!r} cannot be given beside a folder's or `pretrained` weights")
     if ":" in model and not (folder or options["pretrained"]):
-        raise ValueError(f"model={model!r} has weights elsewhere; ask for them with pretrained")
+        raise ValueError(f"model={model!r} has weights elsewhere; `pretrained=True` gets them")
     if not folder:
         is_folder(model)
 
 
 def _convert(options: Options) -> None:
     check_card({name: options[name] for name in CARD_WORDS if options[name]})
+    _check_size(options)
     if not Path(options["checkpoint"]).is_file():
-        raise FileNotFoundError(f"checkpoint={str(Path(options['checkpoint']))!r} is no file")
-    new_folder(options["output"], "folder")
+        raise FileNotFoundError(f"checkpoint={str(Path(options['checkpoint']))!r} is not a file")
+    new_folder(options["output"], "output")
 
 
 def _pull(options: Options) -> None:
@@ -186,9 +215,7 @@ def _pull(options: Options) -> None:
 
 
 def _export(options: Options) -> None:
-    size = options["size"]
-    if size is not None and not (isinstance(size, (list, tuple)) and len(size) == 2):
-        raise ValueError(f"size={size} must {NUMBERS['size'].said}")
+    _check_size(options, "size")
     _need_images(options, ("images", "int8"))
     check_free("output", Path(options["output"]), options["overwrite"])
     if isinstance(options.get("model"), str):
@@ -197,10 +224,12 @@ def _export(options: Options) -> None:
 
 def _bench(options: Options) -> None:
     if not options["names"]:
-        raise ValueError("names is empty")
+        raise ValueError("`names` is empty")
     for key in ("backend", "mode", "batch_size", "img_size", "dtype", "memory_format"):
         if not options[key]:
-            raise ValueError(f"{key} is empty")
+            raise ValueError(f"`{key}` is empty")
+    for size in options["img_size"]:
+        _check_size({"img_size": size})
     for key in ("output", "plot"):
         if options[key]:
             check_free(key, Path(options[key]), options["overwrite"])
@@ -210,11 +239,15 @@ def _page(options: Options) -> None:
     output, models, serves = options["output"], options["models"], options.get("serve", False)
     if options.get("port") and not serves:
         raise ValueError("--port goes with --serve")
+    if serves:
+        free_port(options["port"])
     if serves and not models:
         need_page(output)
         return
     if not models or isinstance(models, str):
-        raise ValueError(f"models={models!r} must be a list of at least one model")
+        raise ValueError(
+            f"models={models!r} must be a list of models" if models else "`models` is empty; give one or more"
+        )
     target = Path(output)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"output={output!r} needs a folder that exists; {str(target.parent)!r} does not")
@@ -228,9 +261,7 @@ def _page(options: Options) -> None:
 def _demo(options: Options) -> None:
     root = Path(options["output"])
     if root.exists() and any(root.iterdir()):
-        raise ValueError(
-            f"output={options['output']!r} holds something, an earlier demo perhaps; remove it or choose another"
-        )
+        raise ValueError(f"output={options['output']!r} is not empty; remove what is in it, or choose another")
 
 
 def _folder(options: Options) -> None:

@@ -10,10 +10,14 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from .catalogue import list_models
+from .installed import pip_line
 from .parser import parser
 from .text import printable
 
-__all__ = ["COMMANDS"]
+__all__ = ["COMMANDS", "QUICK"]
+
+QUICK = ("models", "completion")  # for which the package is not imported
 
 
 def _train(**args: Any) -> int:
@@ -175,12 +179,40 @@ def _weights(pattern: str, as_json: bool) -> int:
         where = f"{row['source']} {row['file']}" if row["place"] == "hub" else row["source"]
         digest = "pinned" if row["pinned"] else "unknown"
         table.append([row["name"], top1, row["license"] or "not stated", size, digest, where])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for cells in table:
-        _say("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+    _say_table(table)
     _say("Top-1 is what the authors claim of the file, on ImageNet-1k. The links are as of 2026-11-29, and nobody here")
     _say("has had the files: a digest that is unknown is told by `timm-mobilevit-zoo pin NAME`, which downloads one.")
     return 0
+
+
+def _models(pattern: str, all: bool, as_json: bool) -> int:
+    rows = list_models(pattern, all=all)
+    if as_json:
+        for line in json.dumps([{"name": name, **row} for name, row in rows.items()], indent=2).splitlines():
+            _say(line)
+        return 0
+    table = [["name", "params (M)", "GMACs", "image", "top-1, %", "weights"]]
+    for name, row in rows.items():
+        numbers = [f"{row['params'] / 1e6:.2f}", f"{row['gmacs']:.3f}", " x ".join(map(str, row["img_size"]))]
+        top1 = "" if row["top1"] is None else f"{row['top1']:.2f}"
+        table.append([name, *numbers, top1, ", ".join(row["weights"]) or "none published"])
+    _say_table(table, right=(1, 2, 4))
+    _say("Multiply-adds are those of one such image. Top-1 is what the authors claim on ImageNet-1k. Weights are tags:")
+    _say("timm.create_model('NAME.TAG', pretrained=True); `timm-mobilevit-zoo weights` tells where their files are.")
+    if all:
+        _say("Those without a claim are timm's own; its results tell their accuracies.")
+    return 0
+
+
+def _say_table(table: Sequence[Sequence[str]], right: Sequence[int] = ()) -> None:
+    """Print rows of cells, in columns of which some are numbers."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for cells in table:
+        padded = [
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        _say("  ".join(padded).rstrip())
 
 
 def _pin(**args: Any) -> int:
@@ -277,6 +309,8 @@ def _page(serve: bool, port: int, models: Sequence[str], verbose: bool, **args: 
             _say(f"{args['output']}: {model['name']}, {model['bytes'] / 2**20:.1f} MiB, {maps}")
     if serve:
         page.serve(args["output"], port=port)
+    else:
+        _say(f"to look at it: timm-mobilevit-zoo page --serve -o {shlex.quote(args['output'])}")
     return 0
 
 
@@ -296,9 +330,7 @@ def _completion(shell: str) -> int:
     try:
         import shtab
     except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "shtab is not installed: pip install 'timm-mobilevit-zoo[completion]'", name="shtab"
-        ) from None
+        raise ModuleNotFoundError(f"shtab is not installed: {pip_line('completion')}", name="shtab") from None
     sys.stdout.write(shtab.complete(parser(), shell) + "\n")
     return 0
 
@@ -322,6 +354,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "bench": _bench,
     "page": _page,
     "demo": _demo,
+    "models": _models,
     "run": _run,
     "completion": _completion,
 }

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
-__all__ = ["CARD_WORDS", "LICENSES", "check_card"]
+from .near import did_you_mean
+
+__all__ = ["CARD_WORDS", "LICENSES", "check_card", "not_known"]
 
 SLUG = "[a-z0-9][a-z0-9.-]*"
 # The Hub's identifiers, but for those of a single model.
@@ -18,6 +20,7 @@ _LICENSES = """
     eupl-1.1 gfdl gpl gpl-2.0 gpl-3.0 h-research intel-research isc lgpl lgpl-2.1 lgpl-3.0 mit mpl-2.0 ms-pl ncsa odbl
     odc-by ofl-1.1 openrail openrail++ osl-3.0 other pddl postgresql unlicense wtfpl zlib
 """
+LICENSES_PAGE = "https://huggingface.co/docs/hub/repositories-licenses"
 LICENSES = tuple(_LICENSES.split())
 CARD_WORDS = ("license", "license_name", "license_link", "dataset", "source", "description")  # that `convert` takes
 CARD_ENTRIES = {
@@ -42,16 +45,16 @@ def check_card(card: Mapping[str, Any]) -> None:
     if unknown:
         raise ValueError(f"card has no entry {', '.join(unknown)[:200]}; it may have {', '.join(sorted(CARD_ENTRIES))}")
     licence = card.get("license")
-    if not isinstance(licence, str) or licence not in LICENSES:
-        raise ValueError(f"card['license']={_short(licence)} must be one of {', '.join(LICENSES)}")
-    if licence == "other" and not (card.get("license_name") and card.get("license_link")):
-        raise ValueError("card['license']='other' needs license_name and license_link")
+    if not isinstance(licence, str) or licence.lower() not in LICENSES:
+        raise ValueError(f"card['license']={_short(licence)} {not_known(licence)}")
+    if licence.lower() == "other" and not (card.get("license_name") and card.get("license_link")):
+        raise ValueError("card['license']='other' needs `license_name` and `license_link`")
     for key in sorted(card.keys() - {"metrics", "tags", "training"}):
         if not isinstance(card[key], str) or not _is_whole(card[key]):
             raise ValueError(f"card[{key!r}]={_short(card[key])} must be text")
     if not re.fullmatch(SLUG, card.get("license_name") or "x"):
         raise ValueError(
-            f"card['license_name']={_short(card['license_name'])} must be a name as 'my-license-1.0', for the Hub"
+            f"card['license_name']={_short(card['license_name'])} must be a name like my-license-1.0, in lower case"
         )
     metrics, tags = card.get("metrics", {}), card.get("tags", ())
     if not isinstance(metrics, Mapping) or not all(isinstance(key, str) and _finite(metrics[key]) for key in metrics):
@@ -64,6 +67,13 @@ def check_card(card: Mapping[str, Any]) -> None:
         raise ValueError(
             f"card['tags']={_short(tags)} must be a list of names, without 'transformers', by which the Hub goes"
         )
+
+
+def not_known(licence: Any) -> str:
+    """Return what is wrong with a licence that the Hub has no identifier for, and which it may be."""
+    meant = did_you_mean(re.sub(r"[\s_]+", "-", str(licence).removesuffix(" License")), LICENSES)
+    known = f"is none that the Hub knows, as mit, apache-2.0, cc-by-4.0 or other{meant}"
+    return known if meant else f"{known}; all are at {LICENSES_PAGE}"
 
 
 def _short(value: Any) -> str:

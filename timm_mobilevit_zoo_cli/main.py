@@ -4,12 +4,13 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from . import commands, launch
 from .checks import check
+from .grammar import PROG, stop
 from .parser import PACKAGE, parse
 from .text import printable
+from .typed import typed
 
 __all__ = ["main", "parse_early"]
 
@@ -26,9 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # no work is lost for a letter that a terminal does not know
     args = parse(argv)
-    trace = args.pop("traceback")
+    trace, command = args.pop("traceback"), args.pop("command")
     try:
-        command = args.pop("command")
         check(command, args)
         sys.exit(commands.COMMANDS[command](**args))
     except BrokenPipeError:  # whoever read our output has gone; Python would complain once more at exit
@@ -38,8 +38,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if trace:
             raise
         if isinstance(error, (ValueError, OSError, ModuleNotFoundError)):
-            _stop(error)
-        _complain(f"timm-mobilevit-zoo: {type(error).__name__}: {error}\n(--traceback shows where)\n")
+            stop(typed(str(error), command))
+        told = typed(str(error), command)
+        if type(error).__module__.startswith(PACKAGE):  # it says all there is to know
+            told = f"{PROG}: error: {told}\n"
+        else:
+            told = f"{PROG}: {type(error).__name__}: {told}\n(--traceback shows where)\n"
+        sys.stderr.write(printable(told, keep="\n"))
         sys.exit(1)
     except KeyboardInterrupt:
         sys.stderr.write("timm-mobilevit-zoo: interrupted\n")
@@ -60,11 +65,14 @@ def parse_early() -> None:
         launch.program(script[1:])
     else:
         args = parse(given[1:])
+        command = args.pop("command")
+        if command in commands.QUICK:
+            main(given[1:])
         try:
-            check(args.pop("command"), args)
+            check(command, args)
         except (ValueError, OSError) as error:
             if not args["traceback"]:
-                _stop(error)
+                stop(typed(str(error), command))
 
 
 def _script(argv: Sequence[str]) -> Sequence[str]:
@@ -72,13 +80,3 @@ def _script(argv: Sequence[str]) -> Sequence[str]:
     if argv[:2] == ["--traceback", "run"]:  # a script's errors show where they come from anyway
         argv = argv[1:]
     return argv if argv[:1] == ["run"] and argv[1:2] not in (["-h"], ["--help"]) else ()
-
-
-def _stop(error: Exception) -> NoReturn:
-    _complain(f"timm-mobilevit-zoo: error: {error}\n")
-    sys.exit(2)
-
-
-def _complain(text: str) -> None:
-    """Write what a stranger may have written a part of: names of files, of classes, of tensors."""
-    sys.stderr.write(printable(text, keep="\n"))

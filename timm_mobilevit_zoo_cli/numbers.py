@@ -55,7 +55,9 @@ _DROPPED = Number(0, 1, below=True, optional=True)
 _POSITIVE = Number(0, above=True)
 _LEAST_0 = Number(0)
 _COUNT = Number(1, 2**31 - 1, whole=True)
-_SIDE = Number(1, 2**14, whole=True, optional=True)
+_SIDE = Number(
+    1, 2**14, whole=True, optional=True, said="be a side, or height and width, in pixels: whole numbers from 1 to 16384"
+)
 _PART = Number(0, 1, above=True, optional=True)
 
 # Limits above are what no machine goes beyond, so that a slip is told at once and not when memory or processes run out.
@@ -86,7 +88,7 @@ NUMBERS: Mapping[str, Number] = {
     "scale": Number(0, 1, above=True),
     "seconds": _POSITIVE,
     "seed": Number(0, 2**31 - 1, whole=True),
-    "size": _SIDE._replace(said="be height and width in pixels, whole numbers from 1 to 16384"),
+    "size": _SIDE,
     "smoothing": _SHARE,
     "temperature": _POSITIVE,
     "threads": Number(1, 1024, whole=True),
@@ -116,9 +118,14 @@ def check_numbers(options: Mapping[str, Any]) -> None:
         if rule is None or (value is None and rule.optional):
             continue
         several = isinstance(value, (list, tuple))
-        odd = [one for one in (value if several else [value]) if not rule.holds(one)]
+        each = (
+            [one for part in value for one in (part if isinstance(part, (list, tuple)) else [part])]
+            if several
+            else [value]
+        )
+        odd = [one for one in each if not rule.holds(one)]
         if odd:
-            shown = " ".join(map(str, value)) if several and not rule.said else f"{value}"
+            shown = " ".join(map(str, each)) if several else f"{value}"
             raise ValueError(f"{name}={shown} must {rule.words(odd[0])}" + " each" * (several and not rule.said))
 
 

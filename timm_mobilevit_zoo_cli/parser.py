@@ -8,10 +8,23 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
+from .grammar import SIZED, Parser, number, size
 from .licences import CARD_WORDS
-from .signatures import Function, read
+from .signatures import Argument, Function, read
 
-__all__ = ["PACKAGE", "parse", "parser"]
+__all__ = [
+    "LEFT_OUT",
+    "MODELS",
+    "PACKAGE",
+    "PUSH",
+    "SERVE",
+    "SOURCES",
+    "flag_of",
+    "metavar_of",
+    "parse",
+    "parser",
+    "root",
+]
 
 PACKAGE = "timm_mobilevit_zoo"
 SHORT = {"model": "-m", "output": "-o", "epochs": "-e", "batch_size": "-b"}
@@ -24,10 +37,11 @@ class Source(NamedTuple):
     name: str
 
     def read(self) -> Function:
-        return read(_root() / self.file, self.name)
+        return read(root() / self.file, self.name)
 
 
 PUSH, SERVE = Source("hub/transfer.py", "push"), Source("page/server.py", "serve")
+MODELS = Source("../timm_mobilevit_zoo_cli/catalogue.py", "list_models")
 SOURCES = {
     "train": Source("train/run.py", "train"),
     "predict": Source("train/predict.py", "predict"),
@@ -50,11 +64,78 @@ LEFT_OUT: dict[str, tuple[str, ...]] = {
     "push": ("dry_run", "token"),
     "pull": ("cache_dir", "token"),
     "weights": ("pattern",),
+    "models": ("pattern",),
     "page": ("models",),
 }
 SHELLS = ("bash", "zsh")
-IMAGES = "image files, folders of them, patterns as 'photos/*.jpg', or - for a list on standard input, a path a line"
+IMAGES = "Image files, folders of them, patterns as 'photos/*.jpg', or - for a list on standard input, a path a line."
 CHATTY = ("bench", "export", "page")  # what calls converters
+# What a command does, where the first line about its function speaks to who calls it from Python.
+SUMMARIES = {
+    "bench": "Measure how fast models are, side by side; each is checked against float64 first.",
+    "check": "Check a folder of weights: files, config, sizes, header, values, probe.",
+    "push": "Check a folder of weights and show what a push would do; with --yes, push it.",
+    "pull": "Download weights, check them, and print the commit and digests to pin.",
+    "pin": "Download files of weights, try them in their networks, and print the commit and digest to pin.",
+    "predict": "Classify images: print the likeliest classes of each.",
+    "weights": "List the published files of weights, one for each tag.",
+    "models": "List the networks: parameters, multiply-adds, image size, weights and claimed accuracy.",
+    "run": "Run a script, one of timm's for example, with the zoo's models registered.",
+    "completion": "Print a script that makes a shell complete these commands and options.",
+}
+RUN = """Usage: timm-mobilevit-zoo run SCRIPT [ARGS...]
+       timm-mobilevit-zoo run -m MODULE [ARGS...]
+
+Run a Python program, one of timm's scripts for example, with the zoo's models registered, so that it can create them by
+name. What follows SCRIPT or MODULE goes to the program; its exit status is the command's.
+
+  SCRIPT       file of the program, as train.py of a checkout of timm
+  -m MODULE    module to run, as python -m does
+  ARGS         the program's own arguments
+  -h, --help   show this help message and exit
+
+Example: timm-mobilevit-zoo run train.py photos --model cloformer_xxs --img-size 224
+"""
+# What stands for a value in usage and help: by command and argument, by argument, or by kind.
+METAVARS: Mapping[str, Any] = {
+    "auto_augment": "POLICY",
+    "branch": "BRANCH",
+    "checkpoint": "PATH",
+    "clip_grad": "NORM",
+    "data": "DIR",
+    "description": "TEXT",
+    "device": "DEVICE",
+    "export.output": "PATH",
+    "bench.output": "PATH",
+    "folder": "DIR",
+    "image": "IMAGE",
+    "images": "DIR",
+    "img_size": "N | H W",
+    "bench.img_size": "N|HxW",
+    "int8": "DIR",
+    "license": "ID",
+    "license_link": "URL",
+    "maps.output": "PATH",
+    "message": "TEXT",
+    "model": "NAME",
+    "names": "NAME",
+    "output": "DIR",
+    "plot": "PATH",
+    "predict.images": "IMAGE",
+    "ratio": ("MIN", "MAX"),
+    "repo_id": "OWNER/NAME",
+    "revision": "REVISION",
+    "runtime": "PATH",
+    "scale": ("MIN", "MAX"),
+    "seconds": "SECONDS",
+    "size": "N | H W",
+    "temperature": "X",
+    "tolerance": "X",
+    "models": "MODEL",
+    **dict.fromkeys(("export.model", "maps.model", "predict.model", "pull.model"), "MODEL"),
+}
+# Options that are called otherwise than the arguments.
+FLAGS = {"size": "--img-size", "as_json": "--json"}
 
 
 def parse(argv: Sequence[str]) -> dict[str, Any]:
@@ -73,7 +154,9 @@ def _defaults(command: str) -> dict[str, Any]:
     found = SOURCES[command].read().defaults if command in SOURCES else {}
     left_out = LEFT_OUT.get(command, ())
     own: dict[str, Any] = {"push": ""} if command == "convert" else {"models": ()} if command == "page" else {}
-    return {name: value for name, value in found.items() if name not in left_out} | own
+    of_serve = SERVE.read().defaults if command == "page" else {}
+    of_push = {"private": PUSH.read().defaults["private"]} if command == "convert" else {}
+    return {name: value for name, value in found.items() if name not in left_out} | of_serve | of_push | own
 
 
 def parser(only: Sequence[str] | None = None) -> argparse.ArgumentParser:
@@ -82,7 +165,7 @@ def parser(only: Sequence[str] | None = None) -> argparse.ArgumentParser:
     Args:
         only: Commands whose options are needed; those of all where not given.
     """
-    top = argparse.ArgumentParser(prog="timm-mobilevit-zoo", description="Light-weight vision transformers for timm.")
+    top = Parser(prog="timm-mobilevit-zoo", description="Light-weight vision transformers for timm.")
     top.add_argument("--version", action="version", version=_version())
     top.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands = top.add_subparsers(required=True, metavar="COMMAND", dest="command")
@@ -91,17 +174,25 @@ def parser(only: Sequence[str] | None = None) -> argparse.ArgumentParser:
             _add_command(commands, name, source.read())
         else:
             commands.add_parser(name)
-    summary = "Run a script, one of timm's for example, with the zoo's models registered."
-    run = commands.add_parser("run", help=summary, description=summary)
-    run.add_argument("script", metavar="SCRIPT | -m MODULE", help="the script or module")
-    run.add_argument("args", nargs="...", help="its own arguments")
-    summary = "Print what makes a shell complete these commands and options."
-    completion = commands.add_parser("completion", help=summary, description=summary)
-    completion.add_argument("shell", choices=SHELLS, help="the shell that is to source it")
+    _add_own_commands(commands)
     return top
 
 
-def _root() -> Path:
+def _add_own_commands(commands: Any) -> None:
+    """Add the commands that no function of the package is behind."""
+    summary = SUMMARIES["models"]
+    models = commands.add_parser("models", help=summary, description=summary)
+    _own_of_models(models)
+    run = commands.add_parser("run", help=SUMMARIES["run"])
+    run.format_help = lambda: RUN
+    run.add_argument("script", help="the script or module")
+    run.add_argument("args", nargs="...", help="its own arguments")
+    summary = SUMMARIES["completion"]
+    completion = commands.add_parser("completion", help=summary, description=summary)
+    completion.add_argument("shell", metavar="SHELL", choices=SHELLS, help="the shell that is to source it")
+
+
+def root() -> Path:
     """Return the package's folder, found without importing it."""
     spec = find_spec(PACKAGE)
     assert spec is not None
@@ -110,46 +201,71 @@ def _root() -> Path:
 
 
 def _version() -> str:
-    found = re.search(r'^__version__ = "(.+)"$', (_root() / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
+    found = re.search(r'^__version__ = "(.+)"$', (root() / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
     assert found
     return found[1]
 
 
+def flag_of(name: str) -> str:
+    """Return the option, as it is typed, of a function's argument."""
+    return FLAGS.get(name, "--" + name.replace("_", "-"))
+
+
+def metavar_of(command: str, name: str, kind: Any = str) -> Any:
+    """Return what stands for the value of a command's argument in its help."""
+    by_kind = {int: "N", float: "RATE"}.get(kind, "NAME")
+    return METAVARS.get(f"{command}.{name}", METAVARS.get(name, by_kind))
+
+
 def _add_command(commands: Any, name: str, function: Function) -> None:
-    one = commands.add_parser(
-        name,
-        help=function.summary,
-        description=function.summary,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    summary = SUMMARIES.get(name, function.summary)
+    one = commands.add_parser(name, help=summary, description=summary)
     own = _OWN.get(name)
     if own is not None:
         own(one)
-    _add_options(one, function, LEFT_OUT.get(name, ()))
+    _add_options(one, name, function, LEFT_OUT.get(name, ()))
     if name == "convert":
         one.add_argument(
-            "--push", metavar="OWNER/NAME", default=argparse.SUPPRESS, help="push the folder there, as push does"
+            "--push", metavar="OWNER/NAME", default=argparse.SUPPRESS, help="Push the folder there, as push does."
         )
     if name in ("convert", "push"):
-        one.add_argument("--yes", action="store_true", help="push; without it, only show what would be pushed")
+        one.add_argument("--yes", action="store_true", help="Push; without it, only show what would be pushed.")
     if name == "convert":
-        _add_options(one, PUSH.read(), ("folder", "repo_id", "dry_run", "branch", "message", "token", *CARD_WORDS))
+        left = ("folder", "repo_id", "dry_run", "branch", "message", "token", *CARD_WORDS)
+        _add_options(one, name, PUSH.read(), left)
     if name in CHATTY:
-        one.add_argument("--verbose", action="store_true", help="show what converters print, too")
+        one.add_argument("--verbose", action="store_true", help="Show what converters print, too.")
     if name == "page":
-        one.add_argument("--serve", action="store_true", help="serve the page on this machine, until Ctrl-C")
-        _add_options(one, SERVE.read(), ("folder",))
+        one.add_argument("--serve", action="store_true", help="Serve the page on this machine, until Ctrl-C.")
+        _add_options(one, name, SERVE.read(), ("folder",))
+    one.usage = _usage(one)
+
+
+def _usage(one: Any) -> str:
+    """Return what a command cannot do without; of the rest there is a list below."""
+    words = [one.prog]
+    for action in one._actions:
+        if action.option_strings and action.required:
+            words += [action.option_strings[0], str(action.metavar or action.dest.upper())]
+    words.append("[OPTIONS]")
+    for action in one._actions:
+        if not action.option_strings:
+            name = str(action.metavar)
+            words.append({"*": f"[{name} ...]", "?": f"[{name}]", "+": f"{name} [{name} ...]"}.get(action.nargs, name))
+    return " ".join(words).replace("%", "%%")
 
 
 def _own_of_predict(one: Any) -> None:
     one.add_argument(
-        "model", metavar="FOLDER", help="folder of weights, or a name that timm has weights for, as hf-hub:OWNER/NAME"
+        "model",
+        metavar="MODEL",
+        help="Folder that train left, or a name that timm has weights for, as hf-hub:OWNER/NAME.",
     )
     one.add_argument("images", nargs="+", metavar="IMAGE", help=IMAGES)
     one.add_argument(
-        "--trust", action="store_true", help="load a folder as it stands, without the check of what it holds"
+        "--trust", action="store_true", help="Load a folder as it stands, without the check of what it holds."
     )
-    one.add_argument("--json", dest="as_json", action="store_true", help="print JSON")
+    one.add_argument("--json", dest="as_json", action="store_true", help="Print JSON.")
 
 
 def _own_of_page(one: Any) -> None:
@@ -158,48 +274,78 @@ def _own_of_page(one: Any) -> None:
         nargs="*",
         metavar="MODEL",
         default=argparse.SUPPRESS,
-        help="folders that train left, or names that timm creates with weights; none to serve a page that is there",
+        help="Folders that train left, or names that timm creates with weights; none to serve a page that is there.",
     )
 
 
 def _own_of_weights(one: Any) -> None:
-    one.add_argument("pattern", nargs="?", metavar="PATTERN", default="*", help="names, as recnext_* or *.in1k_384")
-    one.add_argument("--json", dest="as_json", action="store_true", help="print JSON")
+    one.add_argument("pattern", nargs="?", metavar="PATTERN", default="*", help="Names, as recnext_* or *.in1k_384.")
+    one.add_argument("--json", dest="as_json", action="store_true", help="Print JSON.")
+
+
+def _own_of_models(one: Any) -> None:
+    one.add_argument(
+        "pattern",
+        nargs="?",
+        metavar="PATTERN",
+        default="*",
+        help="Names, as recnext_* or *.in1k_384; a part of a name stands for all that hold it.",
+    )
+    one.add_argument(
+        "--all", action="store_true", help="List timm's own networks of at most 14 million parameters, too."
+    )
+    one.add_argument("--json", dest="as_json", action="store_true", help="Print JSON.")
 
 
 _OWN: Mapping[str, Any] = {"predict": _own_of_predict, "page": _own_of_page, "weights": _own_of_weights}
 
 
-def _add_options(one: Any, function: Function, leave_out: Sequence[str] = ()) -> None:
+def _add_options(one: Any, command: str, function: Function, leave_out: Sequence[str] = ()) -> None:
     for argument in function.arguments:
         if argument.name not in leave_out:
-            _add_option(one, argument)
+            _add_option(one, command, argument)
 
 
-def _add_option(one: Any, argument: Any) -> None:
-    name, kind, text = argument.name, argument.kind, argument.text.replace("%", "%%")
+def _add_option(one: Any, command: str, argument: Argument) -> None:
+    name, kind, default = argument.name, argument.kind, argument.default
+    text = argument.text.replace("%", "%%")
     if get_origin(kind) in (Union, UnionType):  # Python 3.10 turns `int | None = None` into the former
         kind = next(one for one in get_args(kind) if one is not NoneType)
     several: dict[str, Any] = {}
     if get_origin(kind) is Sequence:
         kind, several = get_args(kind)[0], {"nargs": "+"}
-        if not argument.required and argument.default:
-            text += f" (default: {' '.join(map(str, argument.default))})"
+    metavar = metavar_of(command, name, kind)
     if argument.required and not argument.keyword_only:
-        one.add_argument(name, metavar=name.upper().removesuffix("S" if several else ""), help=text, **several)
+        one.add_argument(name, metavar=metavar, help=text, **several)
         return
-    flags = [*filter(None, [SHORT.get(name)]), "--" + name.replace("_", "-")]
-    options: dict[str, Any] = {"dest": name, "help": text, **several}
+    several_of = get_origin(kind) is Literal and several  # whose list usage and help would repeat
+    if several_of:
+        text += f" Of {', '.join(get_args(kind))}."
+    if not argument.required and not any(default is one for one in (None, False)) and default not in ("", ()):
+        shown = flag_of(name) if default is True else _shown(default)
+        text += f" (default: {shown})"
+    flags = [*filter(None, [SHORT.get(name)]), flag_of(name)]
+    # Defaults are the function's own, which `parse` adds.
+    options: dict[str, Any] = {"dest": name, "help": text, "default": argparse.SUPPRESS, **several}
     if kind is bool:
-        options |= {"action": argparse.BooleanOptionalAction, "default": argument.default}
+        one.add_argument(*flags, action=argparse.BooleanOptionalAction, **options)
+        return
+    options["required"] = argument.required
+    if get_origin(kind) is Literal:
+        options |= {"choices": get_args(kind)}
+        if several_of:
+            options |= {"metavar": name.upper().replace("_", "-")}
+    elif flag_of(name) == SIZED:
+        options |= {"type": size, "metavar": metavar}
+    elif get_origin(kind) is tuple:
+        options |= {"type": number(get_args(kind)[0]), "nargs": len(get_args(kind)), "metavar": metavar}
     else:
-        options |= {"required": argument.required, "default": argument.default}
-        if get_origin(kind) is Literal:
-            options |= {"choices": get_args(kind)}
-        elif get_origin(kind) is tuple:
-            options |= {"type": get_args(kind)[0], "nargs": len(get_args(kind)), "metavar": "X"}
-        else:
-            options |= {"type": kind, "metavar": "X" if kind is float else "N" if kind is int else "NAME"}
-        if argument.required or several or argument.default in (None, ""):
-            options["default"] = argparse.SUPPRESS  # none worth printing; `parse` adds the function's own
+        options |= {"type": kind if kind is str else number(kind), "metavar": metavar}
     one.add_argument(*flags, **options)
+
+
+def _shown(value: Any) -> str:
+    """Return a default as it would be typed."""
+    if isinstance(value, tuple):
+        return " ".join(map(_shown, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

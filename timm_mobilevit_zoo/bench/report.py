@@ -11,7 +11,7 @@ from timm_mobilevit_zoo.common.extras import require
 from timm_mobilevit_zoo.models.names import PREFIX
 from timm_mobilevit_zoo.models.pins import package_configs
 
-from .runners import Candidate, Setting
+from .runners import Candidate, Setting, size_text
 
 __all__ = ["claimed", "compare", "draw", "quartiles", "ratio_text", "table"]
 
@@ -44,7 +44,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         block = list(group)
         head, machine = block[0], block[0]["machine"]
         where = machine["gpu"] if head["device"] == "cuda" else f"{machine['cpu']}, threads: {head['threads']}"
-        lines = [f"{head['mode']}, {head['img_size']} px, batch {head['batch_size']}, {where}"]
+        lines = [f"{head['mode']}, {size_text(head['img_size'])} px, batch {head['batch_size']}, {where}"]
         titles = ["", "ms", "quartiles", "images/s", "MiB", "params (M)", "GMACs", "off by"]
         cells = [[*titles, f"times as fast as {head['against']}"], *map(_cells, block)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -102,7 +102,7 @@ def draw(rows: Sequence[dict[str, Any]]) -> Any:
     head = shown[0]
     where = head["machine"]["gpu"] or f"{head['machine']['cpu']}, threads: {head['threads']}"
     axis.set_xlabel(
-        f"ms a batch of {head['batch_size']} at {head['img_size']} px, measured on {where}", parse_math=False
+        f"ms a batch of {head['batch_size']} at {size_text(head['img_size'])} px, measured on {where}", parse_math=False
     )
     axis.set_ylabel("ImageNet-1k top-1 (%), the authors' claim")
     axis.set_title("a marker's area is the number of parameters", fontsize=9)

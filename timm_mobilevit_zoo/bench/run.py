@@ -45,6 +45,7 @@ from .runners import (
     prepare,
     reference,
     resolve,
+    size_text,
 )
 
 __all__ = ["bench", "busy_seconds", "cpu_name", "take_turns"]
@@ -61,7 +62,7 @@ def bench(
     backend: Sequence[Backend] = ("eager",),
     mode: Sequence[Literal["eval", "train"]] = ("eval",),
     batch_size: Sequence[int] = (1,),
-    img_size: Sequence[int] = (224,),
+    img_size: Sequence[int | tuple[int, int]] = (224,),
     dtype: Sequence[Literal["fp32", "bf16", "fp16", "int8"]] = ("fp32",),
     memory_format: Sequence[Literal["contiguous", "channels_last"]] = ("contiguous",),
     cuda_graphs: bool = False,
@@ -81,11 +82,12 @@ def bench(
     Args:
         names: Names that timm knows, or module:function for a function that returns a torch.nn.Module.
         against: What the others are compared with, in eager mode: such a name. Not given, the first candidate is.
-        backend: How networks run: fuse is `timm_mobilevit_zoo.fuse`'s copy, prepack that with `prepack=True`,
-            compile is `torch.compile`'s code.
+        backend: How networks run: fuse is the copy with norms folded into convolutions, prepack that with weights laid
+            out for the CPU, compile what torch compiles of the network.
         mode: Evaluation, or a training step: forward, cross-entropy, backward, SGD with momentum.
         batch_size: Images in a call.
-        img_size: Side of the square input, in pixels.
+        img_size: Side of the square input, in pixels, or height and width, on the command line as 192x256; of several
+            each is measured.
         dtype: Type of the arithmetic: of weights and images in evaluation, of torch.autocast in training. Beside fp32,
             int8 adds what `export` writes in 8 bits for onnxruntime, laid out for the very batch that is timed, and
             bf16 what openvino computes in 16 bits from the same file, where the CPU can.
@@ -113,7 +115,10 @@ def bench(
         ModuleNotFoundError: Without the extra `export` or `viz`, where it is needed.
     """
     options = plain(dict(locals()))
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:  # which lists devices that nothing here is measured on
+        raise ValueError(f"device={device!r} must be cpu, or cuda where there is a GPU") from None
     _check(options, place)
     candidates = _candidates(options)
     with ExitStack() as held:
@@ -177,7 +182,7 @@ def _check(options: dict[str, Any], device: torch.device) -> None:
     if device.type == "cpu" and "fp16" in options["dtype"]:
         raise ValueError("dtype=fp16 is for a GPU; bf16 works on a CPU, too")
     if options["cuda_graphs"] and (device.type != "cuda" or "train" in options["mode"]):
-        raise ValueError("cuda_graphs needs device=cuda and mode=eval alone")
+        raise ValueError("`cuda_graphs=True` needs device=cuda and mode=eval alone")
     outside = [name for name in options["backend"] if name in EXPORTED]
     tied = [name for name in options["backend"] if name in CPU_ONLY]
     if tied and (device.type != "cpu" or "fp32" not in options["dtype"]):
@@ -194,7 +199,9 @@ def _check(options: dict[str, Any], device: torch.device) -> None:
         if Path(options["plot"]).suffix.lower().removeprefix(".") not in endings:
             raise ValueError(f"plot={options['plot']!r} must end in one of .{', .'.join(sorted(endings))}")
         if "eval" not in options["mode"] or all(claimed(name) is None for name in names):
-            raise ValueError("plot needs mode=eval and a name whose authors claim an accuracy; see hub_configs")
+            raise ValueError(
+                "`plot` needs mode=eval and a name with a claimed accuracy, as `timm-mobilevit-zoo models` tells"
+            )
 
 
 def _candidates(options: dict[str, Any]) -> list[Candidate]:
@@ -227,7 +234,7 @@ def _comparison(
     runners: dict[int, Runner] = {}
     expected: dict[str, Any] = {}
     failed: dict[int, str] = {}
-    shape = setting.batch_size, 3, setting.img_size, setting.img_size
+    shape = setting.batch_size, 3, *setting.sides
     x: Any = None
     for place, candidate in enumerate(candidates):
         bar.set_description(f"preparing {printable(str(candidate))}")
@@ -251,7 +258,7 @@ def _comparison(
             runners[place] = runner
         except Exception as error:  # each back end has errors of its own
             failed[place] = _told(error)
-    bar.set_description("{mode}, {img_size} px, batch {batch_size}".format(**setting._asdict()))
+    bar.set_description(f"{setting.mode}, {size_text(setting.img_size)} px, batch {setting.batch_size}")
     before = busy_seconds()
     calls = [_kept(runner.call, place, failed) for place, runner in runners.items()]
     done, counts = take_turns(calls, setting.device, rounds, seconds, bar)
@@ -291,8 +298,8 @@ def _size(network: nn.Module, candidate: Candidate, setting: Setting) -> dict[st
     row: dict[str, Any] = {"params_m": sum(p.numel() for p in network.parameters()) / 1e6}
     try:
         meta = copy.deepcopy(network).to("meta")
-        weights, maps = moved(meta, setting.img_size)
-        row["gmacs"] = gmacs(meta, (3, setting.img_size, setting.img_size))
+        weights, maps = moved(meta, setting.sides)
+        row["gmacs"] = gmacs(meta, (3, *setting.sides))
     except (RuntimeError, NotImplementedError):  # what asks for a tensor's values cannot be counted without any
         return row | {"gmacs": None, "moved_mib": None}
     width = TYPES[candidate.dtype].itemsize

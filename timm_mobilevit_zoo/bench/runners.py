@@ -4,7 +4,7 @@ import copy
 import importlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,6 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from timm_mobilevit_zoo.export.formats import FORMATS
 from timm_mobilevit_zoo.fusion import fuse
 from timm_mobilevit_zoo.models.loading import create
+from timm_mobilevit_zoo.models.names import unknown
 from timm_mobilevit_zoo.models.probe import seeded
 
 __all__ = [
@@ -73,10 +74,26 @@ class Setting(NamedTuple):
     """What all candidates have in common."""
 
     mode: str
-    img_size: int
+    img_size: int | Sequence[int]
     batch_size: int
     threads: int
     device: torch.device
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the images, in pixels."""
+        return sides_of(self.img_size)
+
+
+def sides_of(size: int | Sequence[int]) -> tuple[int, int]:
+    """Return height and width of a size, which may be one side of a square."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
+def size_text(size: int | Sequence[int]) -> str:
+    """Return a size as tables show it: `224` or `192 x 256`."""
+    return str(size) if isinstance(size, int) else " x ".join(map(str, size))
 
 
 class Runner(NamedTuple):
@@ -98,8 +115,8 @@ class Runner(NamedTuple):
         return [logits.double(), *([torch.cat([grad.flatten().double() for grad in grads])] if grads else [])]
 
 
-def resolve(name: str, argument: str = "names") -> Callable[[int], Any]:
-    """Return what builds a network for a side in pixels.
+def resolve(name: str, argument: str = "names") -> Callable[[Any], Any]:
+    """Return what builds a network for an image size, as `create` takes it.
 
     Args:
         name: A name that timm knows, with or without a tag, or `module:function`; the function takes no arguments.
@@ -112,7 +129,7 @@ def resolve(name: str, argument: str = "names") -> Callable[[int], Any]:
         return lambda img_size: create(name, img_size=img_size)
     module, _, function = name.partition(":")
     if not (module and function):
-        raise ValueError(f"{argument}={name!r} is neither registered nor module:function; see timm.list_models()")
+        raise ValueError(f"{argument}={name!r} is neither module:function nor {unknown(name)}")
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
@@ -122,7 +139,7 @@ def resolve(name: str, argument: str = "names") -> Callable[[int], Any]:
     return lambda img_size: found()
 
 
-def build(name: str, img_size: int) -> nn.Module:
+def build(name: str, img_size: Any) -> nn.Module:
     """Return a network on the CPU, in evaluation mode, without dropout and drop path.
 
     One that timm names gets weights seeded by name and BatchNorm statistics of random images: in a new network most
@@ -145,17 +162,17 @@ def build(name: str, img_size: int) -> nn.Module:
         if timm.is_model(name):
             weights = network.state_dict().items()
             network.load_state_dict({k: seeded(k, tuple(v.shape)) if v.is_floating_point() else v for k, v in weights})
-            _calibrate(network, img_size)
+            _calibrate(network, sides_of(img_size))
     return network.eval()
 
 
 @torch.no_grad()
-def _calibrate(network: nn.Module, img_size: int) -> None:
+def _calibrate(network: nn.Module, sides: tuple[int, int]) -> None:
     norms = [(module, module.momentum) for module in network.modules() if isinstance(module, _BatchNorm)]
     for norm, _ in norms:
         norm.momentum = 1.0
     if norms:
-        network.train()(torch.randn(2, 3, img_size, img_size))
+        network.train()(torch.randn(2, 3, *sides))
     for norm, momentum in norms:
         norm.momentum = momentum
 
@@ -320,7 +337,7 @@ def peak_mib(runner: Runner, device: torch.device) -> float | None:
 
 
 @torch.no_grad()
-def moved(meta: nn.Module, img_size: int) -> tuple[int, int]:
+def moved(meta: nn.Module, sides: tuple[int, int]) -> tuple[int, int]:
     """Return how many numbers one call must move at least: of weights, and of maps for one image.
 
     It reads each weight once, and what goes in and out of each convolution and linear layer once: as if all else were
@@ -328,7 +345,7 @@ def moved(meta: nn.Module, img_size: int) -> tuple[int, int]:
 
     Args:
         meta: A network on the meta device.
-        img_size: Side of the image, in pixels.
+        sides: Height and width of the image, in pixels.
     """
     counts = []
 
@@ -338,5 +355,5 @@ def moved(meta: nn.Module, img_size: int) -> tuple[int, int]:
     for module in meta.modules():
         if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
             module.register_forward_hook(count)
-    meta(torch.zeros(1, 3, img_size, img_size, device="meta"))
+    meta(torch.zeros(1, 3, *sides, device="meta"))
     return sum(p.numel() for p in meta.parameters()), sum(counts)

@@ -3,6 +3,8 @@
 import importlib
 from typing import Any
 
+from timm_mobilevit_zoo_cli.installed import pip_line
+
 __all__ = ["require"]
 
 
@@ -21,6 +23,4 @@ def require(module: str, extra: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != module.partition(".")[0]:
             raise
-        raise ModuleNotFoundError(
-            f"{error.name} is not installed: pip install 'timm-mobilevit-zoo[{extra}]'", name=error.name
-        ) from None
+        raise ModuleNotFoundError(f"{error.name} is not installed: {pip_line(extra)}", name=error.name) from None

@@ -42,11 +42,11 @@ def open_regular(path: str | Path) -> Iterator[BinaryIO]:
         ValueError: For a folder, a pipe, a socket or a device.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):  # before it is opened, which may wind a tape
-        raise ValueError(f"{path} is no regular file")
+        raise ValueError(f"{path} is not a regular file")
     flags = (getattr(os, name, 0) for name in ("O_BINARY", "O_CLOEXEC", "O_NOCTTY", "O_NONBLOCK"))
     with open(os.open(path, os.O_RDONLY | sum(flags)), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # it may have been replaced meanwhile
-            raise ValueError(f"{path} is no regular file")
+            raise ValueError(f"{path} is not a regular file")
         yield file
 
 

@@ -52,7 +52,7 @@ def read_image(path: str | Path, mode: str) -> Image.Image:
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would be to wait for its writer
-            raise _PictureError("it is no regular file")
+            raise _PictureError("it is not a regular file")
         with Image.open(path) as file:
             return _pixels(file, mode)
     except Exception as error:  # Pillow's plugins raise whatever their format's parser meets
@@ -108,8 +108,11 @@ def data_config(network: Any, **wanted: Any) -> dict[str, Any]:
 
     Args:
         network: A model of timm's.
-        **wanted: What timm's `resolve_data_config` takes, as `img_size`.
+        **wanted: What timm's `resolve_data_config` takes, as `img_size`, which may be height and width here.
     """
+    if isinstance(sides := wanted.get("img_size"), (list, tuple)):  # which timm takes of squares alone
+        del wanted["img_size"]
+        wanted["input_size"] = (3, *sides)
     config = resolve_data_config(wanted, model=network)
     size = config["input_size"]
     channels = getattr(network, "in_chans", size[0])

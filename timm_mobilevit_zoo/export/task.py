@@ -11,6 +11,7 @@ from timm_mobilevit_zoo.common.extras import require
 from timm_mobilevit_zoo.common.images import images_in, read_image
 from timm_mobilevit_zoo.common.progress import is_shown, progress
 from timm_mobilevit_zoo_cli.checks import check, check_free, plain
+from timm_mobilevit_zoo_cli.installed import pip_line
 from timm_mobilevit_zoo_cli.text import printable
 
 from .format import Format
@@ -40,7 +41,7 @@ class Task(NamedTuple):
 def task_of(
     format: str,
     output: str,
-    size: tuple[int, int] | None = None,
+    size: int | tuple[int, int] | None = None,
     dynamic: Sequence[str] = (),
     images: str = "",
     int8: str = "",
@@ -67,17 +68,18 @@ def task_of(
     if tolerance is None:
         tolerance = INT8_TOLERANCE if int8 else TOLERANCE
     if on_broken != "stop" and not (images or int8):
-        raise ValueError(f"on_broken={on_broken!r} goes with images or int8")
+        raise ValueError(f"on_broken={on_broken!r} goes with `images` or `int8`")
     compared = _whole("images", some_of("images", options["images"], MEASURED if int8 else IMAGES), on_broken)
     calibration = _whole("int8", some_of("int8", options["int8"], CALIBRATION), on_broken)
-    task = Task(format, target, options["size"], options["dynamic"], compared, calibration, tolerance, overwrite)
+    sides = (options["size"],) * 2 if isinstance(options["size"], int) else options["size"]
+    task = Task(format, target, sides, options["dynamic"], compared, calibration, tolerance, overwrite)
     check_outputs(task)
     for module in about.modules:
         require(module, about.extra)
     if about.torch_below and torch.__version__ >= about.torch_below:
         raise ModuleNotFoundError(
             f"torch {torch.__version__} is too new for {about.modules[0]}: in an environment of its own, "
-            f"pip install 'timm-mobilevit-zoo[{about.extra}]'"
+            f"{pip_line(about.extra)}"
         )
     return task
 

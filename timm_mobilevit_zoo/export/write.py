@@ -21,7 +21,7 @@ def export(
     *,
     format: Literal["onnx", "openvino", "executorch", "coreml", "litert", "ncnn"],
     output: str,
-    size: tuple[int, int] | None = None,
+    size: int | tuple[int, int] | None = None,
     dynamic: Sequence[Literal["batch", "size"]] = (),
     images: str = "",
     int8: str = "",
@@ -38,17 +38,17 @@ def export(
         format: What to write: onnx for ONNX Runtime, openvino, executorch (with XNNPACK), coreml, litert, or ncnn.
         output: File to write, ending in .onnx, .xml, .pte, .mlpackage, .tflite or .param. A manifest is written
             beside it.
-        size: Height and width of the image, in pixels; those of the model where not given.
+        size: Side of the square input, or its height and width, in pixels; the model's own where not given.
         dynamic: What may differ in each call, of batch and size; without them one image of one size. In onnx and
             openvino alone.
         images: Folder of images to compare on too; it may have folders, one a class. Where these have the names of the
-            model's labels, accuracy is told, too.
+            model's labels, accuracy is measured, too.
         int8: Folder of images, as the model will see: convolutions and linear layers compute in 8 bits, whose ranges
             are measured on up to 128 of them. In onnx and executorch alone.
         on_broken: Read the images that are taken of both folders first, and stop, or leave out, if any is broken.
         tolerance: How far a logit may be from eager mode's, in standard deviations of the logits; 0.001 where not
             given. With int8 how far logits may be on average, as a root mean square, and 0.2 where not given.
-        pretrained: Give a name its weights; without, random ones, as they serve to measure time.
+        pretrained: Give a name its published weights; random ones, where this is off, are enough to measure speed.
         trust: Load a folder as it stands, without the check of what it holds.
         overwrite: Replace output and manifest where they exist.
 
@@ -67,10 +67,8 @@ def export(
     if pretrained and timm.is_model(model) and not Path(model).exists():
         cfg: Any = timm.get_pretrained_cfg(model)
         if not cfg.has_weights:
-            raise ValueError(f"model={model!r} has no published weights; --no-pretrained exports random ones")
-    height, width = task.size or (0, 1)
-    square = {"img_size": height} if height == width else {}  # what is built for one size is built for a square
-    return write_checked(load(model, pretrained=pretrained, trust=trust, **square), task)
+            raise ValueError(f"model={model!r} has no published weights; `pretrained=False` exports random ones")
+    return write_checked(load(model, pretrained=pretrained, trust=trust, img_size=task.size), task)
 
 
 def to_onnx(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from timm_mobilevit_zoo.common.files import open_regular
-from timm_mobilevit_zoo_cli.licences import LICENSES
+from timm_mobilevit_zoo_cli.licences import LICENSES, not_known
 
 from .checks import Refused
 
@@ -95,9 +95,9 @@ def pushed_card(folder: Path, repo_id: str) -> bytes:
     licence = data.get("license")
     shown = repr(licence)[:80]
     if not isinstance(licence, str) or licence not in LICENSES:
-        raise Refused(f"{CARD}: license={shown} must be one of {', '.join(LICENSES)}")
+        raise Refused(f"{CARD}: license: {shown} {not_known(licence)}")
     if licence == "other" and not (data.get("license_name") and data.get("license_link")):
-        raise Refused(f"{CARD}: license='other' needs license_name and license_link")
+        raise Refused(f"{CARD}: license: 'other' needs license_name and license_link")
     if data.get("library_name") != "timm":
         raise Refused(f"{CARD}: library_name={str(data.get('library_name'))[:80]!r} must be 'timm'")
     tags = data.get("tags") or []

@@ -43,7 +43,7 @@ def plan(
     if info is not None and private and not info.private:
         raise ValueError(
             f"private=True, but {repo_id} is public already: whoever sees it would see the weights. "
-            "--no-private (private=False) allows that"
+            "`private=False` allows that"
         )
     listed = {}
     for name, data in files.items():

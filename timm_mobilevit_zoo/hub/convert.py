@@ -14,6 +14,7 @@ from timm_mobilevit_zoo.models.names import our_models
 from timm_mobilevit_zoo.models.pins import CONFIG, WEIGHTS
 from timm_mobilevit_zoo_cli.checks import check
 from timm_mobilevit_zoo_cli.licences import CARD_WORDS
+from timm_mobilevit_zoo_cli.near import did_you_mean
 
 from .checks import ASIDE, Refused, check_config
 from .folder import export
@@ -37,7 +38,7 @@ def convert(
     source: str = "",
     description: str = "",
     ema: bool = False,
-    img_size: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Convert a checkpoint, the authors' or one of timm's training, into a folder that timm loads.
 
@@ -48,14 +49,16 @@ def convert(
         checkpoint: File with weights: safetensors, or what torch.save wrote.
         model: Registered name of this package.
         output: Folder to write, new or empty.
-        license: Licence of the weights, as the Hub names it: mit, apache-2.0, cc-by-nc-4.0 and so on, or other.
-        license_name: Its name, for the licence other, as my-license-1.0.
-        license_link: Its address, for the licence other.
+        license: Licence of the weights, as the Hub names it: mit, apache-2.0, cc-by-nc-4.0 and so on, or other; in any
+            case.
+        license_name: Name of a licence that is other, such as my-license-1.0.
+        license_link: Address of a licence that is other.
         dataset: Data that the weights were trained on; its name on the Hub if it is there.
         source: Where the weights come from.
-        description: Words for the model card.
+        description: Text for the model card.
         ema: Take the averaged weights.
-        img_size: Side of the square input, in pixels, of a model that is made for one; the model's own where not given.
+        img_size: Side of the square input, or its height and width, in pixels, of a model made for one size; the
+            model's own where not given.
 
     Returns:
         What `hub.check` returns of the folder.
@@ -68,7 +71,7 @@ def convert(
     given = dict(locals())
     check("convert", given)
     if model not in our_models():
-        raise ValueError(f"model={model!r} is none of this package's: {', '.join(our_models())}")
+        raise ValueError(f"model={model!r} is none of this package's{did_you_mean(model, our_models())}")
     path = Path(checkpoint)
     told = _told_beside(path, model)
     card = {key: given[key] for key in CARD_WORDS if given[key]}

@@ -115,9 +115,9 @@ def export(model: nn.Module, folder: str | Path, *, card: Mapping[str, Any], lab
     Args:
         model: One of this package's models, as `timm.create_model` made it and perhaps trained.
         folder: New, or empty.
-        card: `license`, an identifier of the Hub's (with `license_name` and `license_link` for `other`). And what there
-            is of `description`, `dataset`, `metrics` (name to value), `source` (where the weights come from),
-            `citation` and more `tags`.
+        card: `license`, an identifier of the Hub's in any case (with `license_name` and `license_link` for `other`).
+            And what there is of `description`, `dataset`, `metrics` (name to value), `source` (where the weights come
+            from), `citation` and more `tags`.
         label_names: Of the classes: a sequence, an array, a mapping from index to name or from name to index; those in
             `model.pretrained_cfg` where not given.
 
@@ -131,6 +131,7 @@ def export(model: nn.Module, folder: str | Path, *, card: Mapping[str, Any], lab
     """
     target = new_folder(folder, "folder")
     check_card(card)
+    card = {**card, "license": card["license"].lower()}  # as the Hub spells it
     model = unwrapped(model)
     _check_model(model)
     network = _plain_copy(model)

@@ -57,11 +57,11 @@ def read_weights(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], str]:
     data = _read(path, most_bytes(model))
     room = HEADER_BYTES[0] + HEADER_BYTES[1] * len(wanted)
     header = int.from_bytes(data[:8], "little")
-    need(header <= room, f"{WEIGHTS} is no file of safetensors: its header has {header:,} bytes, over {room:,}")
+    need(header <= room, f"{WEIGHTS} is not a safetensors file: its header has {header:,} bytes, over {room:,}")
     try:
         tensors = load(data)
     except Exception as error:  # its own, and others for types that it knows and torch lacks
-        raise Refused(f"{WEIGHTS} is no file of safetensors: {str(error)[:200]}") from None
+        raise Refused(f"{WEIGHTS} is not a safetensors file: {str(error)[:200]}") from None
     tensors = counters(wanted, tensors) | tensors
     for kind, odd in (("missing", wanted.keys() - tensors), ("unexpected", tensors.keys() - wanted)):
         need(not odd, f"{WEIGHTS}: {len(odd)} {kind}, as {', '.join(sorted(odd)[:3])[:200]}")

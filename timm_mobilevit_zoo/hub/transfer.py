@@ -10,7 +10,7 @@ import timm
 from timm_mobilevit_zoo.common.files import appearing
 from timm_mobilevit_zoo.common.files import digests as digests_of
 from timm_mobilevit_zoo.models.loading import build
-from timm_mobilevit_zoo.models.names import our_models
+from timm_mobilevit_zoo.models.names import our_models, unknown
 from timm_mobilevit_zoo.models.pins import CONFIG, WEIGHTS, pins
 from timm_mobilevit_zoo.models.places import Place, place_of
 from timm_mobilevit_zoo_cli.checks import need_card, new_folder
@@ -153,7 +153,7 @@ def push(
         dry_run: Change nothing on the Hub.
         private: Make a new repository private, and refuse one that is public already.
         branch: Branch to commit to.
-        message: Of the commit; "Add" and the name of the network where not given.
+        message: Commit message; "Add" and the name of the network where not given.
         token: As for `huggingface_hub`; the one of `hf auth login` or `HF_TOKEN` where not given.
 
     Returns:
@@ -234,7 +234,7 @@ def _pinned(
         check_revision(revision)
         return model, str(revision), sha256
     if not timm.is_model(model):
-        raise ValueError(f"model={model!r} is neither registered nor a repository, 'owner/name'")
+        raise ValueError(f"model={model!r} is neither a repository, owner/name, nor {unknown(model)}")
     if revision or sha256:
         raise ValueError(f"revision={revision!r}: {model} brings its own; give a repository, 'owner/name'")
     cfg: Any = timm.get_pretrained_cfg(model)

@@ -14,6 +14,7 @@ from timm_mobilevit_zoo.models.checkpoints import read_told
 from timm_mobilevit_zoo.models.pins import HUB_CONFIGS, package_configs
 from timm_mobilevit_zoo.models.places import Place, places
 from timm_mobilevit_zoo.models.pretrained import opened_by
+from timm_mobilevit_zoo_cli.near import did_you_mean
 
 from .download import fetch_weights
 
@@ -71,7 +72,7 @@ def weights(pattern: str = "*") -> list[dict[str, Any]]:
             }
         )
     if not rows:
-        raise ValueError(f"pattern={pattern!r} fits no tag with weights; `timm-mobilevit-zoo weights` lists all")
+        raise ValueError(f"pattern={pattern!r} fits no tag with weights{did_you_mean(pattern, places())}")
     return rows
 
 
@@ -93,12 +94,12 @@ def pin(names: Sequence[str], *, write: bool = False) -> list[dict[str, Any]]:
     known = places()
     unknown = [name for name in names if _variant(name) not in known]
     if unknown:
-        raise ValueError(
-            f"name={unknown[0]!r} has no file of weights; `timm-mobilevit-zoo weights` lists those that do"
-        )
+        raise ValueError(f"names={unknown[0]!r} has no file of weights{did_you_mean(unknown[0], known)}")
     folder = Path(__file__).resolve().parents[2] / HUB_CONFIGS
     if write and not folder.is_dir():
-        raise ValueError("write is for a checkout of the repository: an installed package keeps what it came with")
+        raise ValueError(
+            "`write=True` needs a checkout of the repository: an installed package keeps what it came with"
+        )
     found = []
     for name in names:
         place = known[_variant(name)]

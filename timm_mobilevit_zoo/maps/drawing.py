@@ -103,19 +103,19 @@ def draw_file(
     output: str,
     pretrained: bool = False,
     checkpoint: str = "",
-    img_size: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
     trust: bool = False,
     overwrite: bool = False,
 ) -> dict[str, tuple[int, ...]]:
     """Draw what each layer of a model attends to over an image.
 
     Args:
-        model: Folder that train left, or a registered name, whose weights are random unless you say otherwise.
+        model: Folder that train left, or a registered name, whose weights are random unless others are asked for.
         image: Image file.
         output: File to write; its ending is a format that matplotlib writes, as .png, .jpg, .pdf or .svg.
         pretrained: Give a name the weights that it stands for; they may be downloaded.
         checkpoint: Give a name the weights in this file, the authors' or ours.
-        img_size: Side of the square input, in pixels; the model's own where not given.
+        img_size: Side of the square input, or its height and width, in pixels; the model's own where not given.
         trust: Load a folder as it stands, without the check of what it holds.
         overwrite: Replace an output file that exists.
 

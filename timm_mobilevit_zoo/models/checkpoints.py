@@ -93,7 +93,7 @@ def read_told(file: str | Path, *, ema: bool | None = False) -> tuple[dict[str, 
     path = Path(file)
     told = printable(f"checkpoint={str(path)!r}")
     if not path.is_file():
-        raise FileNotFoundError(f"{told} is no file")
+        raise FileNotFoundError(f"{told} is not a file")
     with open_regular(path) as opened:
         size = os.fstat(opened.fileno()).st_size
         found: Any = (_safetensors if path.suffix == ".safetensors" else _pickle)(opened, told, size)
@@ -196,7 +196,7 @@ def _safetensors(file: BinaryIO, told: str, size: int) -> dict[str, Tensor]:
     try:
         return load(file.read(size))
     except Exception as error:  # its own, and others for types that it knows and torch lacks
-        raise ValueError(f"{told} is no file of safetensors: {printable(str(error)[:200])}") from None
+        raise ValueError(f"{told} is not a safetensors file: {printable(str(error)[:200])}") from None
 
 
 def _pickle(file: BinaryIO, told: str, size: int) -> Any:

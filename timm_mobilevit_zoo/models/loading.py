@@ -17,7 +17,7 @@ from timm_mobilevit_zoo_cli.checks import is_folder
 from timm_mobilevit_zoo_cli.text import printable
 
 from .checkpoints import MAX_CHANNELS, MAX_CLASSES, counters, read_told
-from .names import our_models
+from .names import our_models, unknown
 
 __all__ = [
     "build",
@@ -40,12 +40,12 @@ ReadT = TypeVar("ReadT", bound=Callable[[Path], tuple[Mapping[str, Any], Mapping
 _readers: list[Callable[[Path], tuple[Mapping[str, Any], Mapping[str, Tensor]]]] = []
 
 
-def create(name: str, *, img_size: int | None = None, **kwargs: Any) -> Any:
+def create(name: str, *, img_size: int | tuple[int, int] | None = None, **kwargs: Any) -> Any:
     """Create a model as timm does, for an image size also where its class takes that as an argument.
 
     Args:
         name: What `timm.create_model` takes.
-        img_size: Side of the square input, in pixels; the model's own where not given.
+        img_size: Side of the square input, or its height and width, in pixels; the model's own where not given.
         **kwargs: More arguments of `timm.create_model`.
 
     Raises:
@@ -97,13 +97,16 @@ def open_model(model: str, *, pretrained: bool = True, trust: bool = False, **kw
         try:
             config, tensors = _readers[0](Path(folder))
         except ValueError as error:
-            trusted = "if you trust the folder, --trust (trust=True) loads it as it stands"
+            trusted = "if you trust the folder, `trust=True` loads it as it stands"
             raise ValueError(f"model={model!r} is refused: {error}; {trusted}") from None
         return build(config, tensors, **kwargs)
     if is_folder(folder):
-        return create(f"local-dir:{Path(folder)}", pretrained=True, **kwargs)
+        try:
+            return create(f"local-dir:{Path(folder)}", pretrained=True, **kwargs)
+        except KeyError as error:  # timm looks for what its own folders have
+            raise ValueError(f"model={model!r} cannot be loaded as it stands: its config.json lacks {error}") from None
     if ":" not in model and not timm.is_model(model):
-        raise ValueError(f"model={model!r} is neither a folder nor registered; see timm.list_models()")
+        raise ValueError(f"model={model!r} is neither a folder nor {unknown(model)}")
     return create(model, pretrained=pretrained, **kwargs)
 
 
@@ -257,7 +260,7 @@ def classes_of(weights: Mapping[str, Tensor], model: str, file: str) -> int:
 
 
 def translate(
-    weights: dict[str, Tensor], model: str, img_size: int | None = None, *, file: str = ""
+    weights: dict[str, Tensor], model: str, img_size: int | tuple[int, int] | None = None, *, file: str = ""
 ) -> dict[str, Tensor]:
     """Return weights in the layout of one of this package's models, whatever layout they have.
 

@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 
 import timm
 
-__all__ = ["our_models", "own_name", "register_model", "warn_of_taken"]
+from timm_mobilevit_zoo_cli.near import did_you_mean
+
+__all__ = ["our_models", "own_name", "register_model", "unknown", "warn_of_taken"]
 
 ModelT = TypeVar("ModelT")
 
@@ -24,6 +26,12 @@ def _is_ours(name: str) -> bool:
 def our_models() -> list[str]:
     """Return the names that this package registers."""
     return [name for name in timm.list_models() if _is_ours(name)]
+
+
+def unknown(name: str) -> str:
+    """Return what is said of a name that nobody registers, from "a model" on: the nearest names, or where all are."""
+    meant = did_you_mean(name.partition(".")[0], timm.list_models())
+    return f"a model of timm's or of this package{meant or '; see timm_mobilevit_zoo.list_models()'}"
 
 
 def own_name(name: str) -> str:

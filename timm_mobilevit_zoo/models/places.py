@@ -19,6 +19,7 @@ from .pins import WEIGHTS, package_configs
 __all__ = [
     "DRIVE",
     "DRIVE_FOLDER",
+    "NoWeights",
     "Place",
     "declaration",
     "declared",
@@ -142,6 +143,10 @@ def places() -> dict[str, Place]:
     return found
 
 
+class NoWeights(RuntimeError):  # noqa: N818, it says what there is
+    """Nobody publishes weights of a name that was to get some; a `RuntimeError`, as timm raises it."""
+
+
 def no_weights(name: str) -> str:
     """Return what to say of a name whose weights nobody publishes: who has some, and how it gets its own."""
     having = list(places())
@@ -152,7 +157,7 @@ def no_weights(name: str) -> str:
     whose = "Under this name" if same else "Of its family" if kin else "Of other families"
     return (
         f"nobody publishes such weights of {name}. {whose} there are {having_some or 'none'}. "
-        f"`timm-mobilevit-zoo train DATA --model {name}` trains it; pretrained=False gives it random weights"
+        f"`timm-mobilevit-zoo train DATA --model {name}` trains it; `pretrained=False` gives it random weights"
     )
 
 

@@ -15,7 +15,7 @@ from timm_mobilevit_zoo.common.files import digests, open_regular
 
 from .names import own_name
 from .pins import WEIGHTS, pins
-from .places import Place, declaration, declared, no_weights, place_of
+from .places import NoWeights, Place, declaration, declared, no_weights, place_of
 
 __all__ = ["build_pinned", "fetched_by", "opened_by"]
 
@@ -60,7 +60,7 @@ def build_pinned(model_cls: Callable[..., Any], variant: str, pretrained: bool, 
     if pretrained:
         cfg: Any = resolve_pretrained_cfg(own, kwargs.get("pretrained_cfg"), dict(overlay))
         if not any(getattr(cfg, field) for field in ("source", "file", "state_dict", "hf_hub_id", "url")):
-            raise RuntimeError(no_weights(own))
+            raise NoWeights(no_weights(own))
         if declared(cfg):
             found, place = pins(variant, cfg.tag), place_of(cfg)
             if found:

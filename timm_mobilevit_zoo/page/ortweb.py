@@ -67,7 +67,7 @@ def fetch(folder: Path) -> dict[str, bytes]:
     try:
         subprocess.run(COMMAND.split(), cwd=folder, check=True, capture_output=True, text=True)
     except FileNotFoundError:
-        raise ValueError(f"fetch_runtime runs `{COMMAND}`, and npm is not installed") from None
+        raise ValueError(f"`fetch_runtime` runs `{COMMAND}`, and npm is not installed") from None
     except subprocess.CalledProcessError as error:
         raise ValueError(f"`{COMMAND}` failed: {error.stderr.strip()}") from error
     return read(folder / f"onnxruntime-web-{VERSION}.tgz")

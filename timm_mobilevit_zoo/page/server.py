@@ -12,7 +12,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from timm_mobilevit_zoo_cli.checks import check_port, need_page
+from timm_mobilevit_zoo_cli.checks import check_port, free_port, need_page
 
 __all__ = ["POLICY", "serve"]
 
@@ -49,10 +49,11 @@ def serve(folder: str | Path, *, port: int = 0) -> None:
 
     Raises:
         ValueError: For a folder that holds no page, and a port that is none.
-        OSError: For a port that is taken.
+        OSError: For a port that is taken, or that only others may use; names it.
     """
     need_page(str(folder))
     check_port(port)
+    free_port(port)
     handler = partial(_Handler, directory=os.path.realpath(folder))
     with suppress(KeyboardInterrupt), _Server(("127.0.0.1", port), handler) as server:
         try:

@@ -54,7 +54,7 @@ def page(
         fetch_runtime: Get ONNX Runtime Web with `npm pack`, about 32 MB.
         images: Folder of images to compare the written models on too, beside random ones.
         on_broken: Stop, or leave out, if one of these images is broken.
-        pretrained: Give names their weights; without, random ones, as they serve to measure time.
+        pretrained: Give names their published weights; random ones, where this is off, are enough to measure speed.
         trust: Load folders as they stand, without the check of what they hold.
 
     Returns:
@@ -74,11 +74,11 @@ def page(
     target = Path(output)
     if bool(runtime) == fetch_runtime:
         raise ValueError(
-            f"runtime={runtime!r} must be the file or folder of onnxruntime-web {ortweb.VERSION} that "
-            f"`{ortweb.COMMAND}` gets; or leave it out, and fetch_runtime runs that command"
+            f"the page needs onnxruntime-web {ortweb.VERSION}: give `fetch_runtime=True`, which runs "
+            f"`{ortweb.COMMAND}`, or as `runtime` the file or folder that this left, and not both"
         )
     if on_broken != "stop" and not images:
-        raise ValueError(f"on_broken={on_broken!r} goes with images")
+        raise ValueError(f"on_broken={on_broken!r} goes with `images`")
     if images and not (Path(images).is_dir() and images_in(Path(images))):
         raise ValueError(f"images={images!r} must be a folder with images in it")
     for module in FORMATS["onnx"].modules:
@@ -136,16 +136,16 @@ def _load(model: str, pretrained: bool, trust: bool) -> Any:
     if pretrained and timm.is_model(model) and not Path(model).exists():
         known: Any = timm.get_pretrained_cfg(model)
         if not known.has_weights:
-            raise ValueError(f"models: {model!r} has no published weights; --no-pretrained takes random ones")
+            raise ValueError(f"models={model!r} has no published weights; `pretrained=False` takes random ones")
     network = load(model, pretrained=pretrained, trust=trust)
     config = data_config(network)
     can = {"interpolation": ("bicubic", "bilinear"), "crop_mode": ("center", "squash")}
     for key, values in can.items():
         if config[key] not in values:
-            raise ValueError(f"models: {model!r} has {key}={config[key]!r}; the page does {' and '.join(values)}")
+            raise ValueError(f"models={model!r} has {key}={config[key]!r}; the page does {' and '.join(values)}")
     channels = config["input_size"][0]
     if channels not in (1, 3) or len(config["mean"]) != channels:
-        raise ValueError(f"models: {model!r} takes images of {channels} channels; the page has 3, or 1 of grey")
+        raise ValueError(f"models={model!r} takes images of {channels} channels; the page has 3, or 1 of grey")
     return network
 
 

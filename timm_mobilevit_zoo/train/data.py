@@ -235,7 +235,7 @@ def _find_broken(paths: list[Path], mode: str, options: dict[str, Any], accelera
     broken = {path: fault for path, fault in zip(paths, faults, strict=True) if fault}
     if broken and options["on_broken"] == "stop":
         listed = "\n  ".join(list(broken.values())[:20])
-        raise ValueError(f"{len(broken)} image(s) are broken; mend them or choose on_broken=skip\n  {listed}")
+        raise ValueError(f"{len(broken)} image(s) are broken; mend them, or choose `on_broken='skip'`\n  {listed}")
     if accelerator.is_main_process:
         for fault in broken.values():
             sys.stderr.write(f"skipped: {printable(fault)}\n")

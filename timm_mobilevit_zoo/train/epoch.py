@@ -55,10 +55,10 @@ class Epoch:
         counts = accelerator.reduce(torch.stack([self.loss_sum, self.right, seen, self.odd]))
         loss, top1 = (counts[:2] / counts[2]).tolist()
         if not math.isfinite(loss):
-            raise ValueError(f"the loss of epoch {self.number + 1} is {loss}: lower lr, or set clip_grad")
+            raise ValueError(f"the loss of epoch {self.number + 1} is {loss}: lower `lr`, or set `clip_grad`")
         if counts[3]:
             raise ValueError(
-                f"the network's outputs in epoch {self.number + 1} are not all finite: lower lr, or set clip_grad"
+                f"the network's outputs in epoch {self.number + 1} are not all finite: lower `lr`, or set `clip_grad`"
             )
         return {
             "lr": max(group["lr"] for group in run.optimizer.param_groups),

@@ -134,7 +134,11 @@ def _take(out: Path, resume: bool, held: ExitStack) -> None:
     # An empty file of a run's own is nothing that could be lost, and neither is an empty folder for checkpoints.
     lost = [path for path in out.iterdir() if not path.name.startswith(".") and not (resume and _is_empty(path))]
     if lost:
-        need = f"holds no {LAST} to resume from, choose another" if resume else "choose another, or resume the run"
+        need = (
+            f"it holds no {LAST} to resume from, so choose another"
+            if resume
+            else "choose another, or give `resume=True`"
+        )
         raise ValueError(f"{told} exists and is not an empty folder; {need}")
 
 

@@ -17,6 +17,8 @@ from torch import nn
 
 from timm_mobilevit_zoo.common.images import data_config
 from timm_mobilevit_zoo.models.loading import labels_of, load, load_checkpoint, open_model
+from timm_mobilevit_zoo.models.names import unknown
+from timm_mobilevit_zoo_cli.near import did_you_mean
 
 __all__ = ["check_names", "create_student", "create_task", "describe", "not_finite"]
 
@@ -35,17 +37,19 @@ def check_names(options: dict[str, Any]) -> None:
         if not name or ":" in name or (key == "teacher" and Path(name).is_dir()):
             continue
         if not timm.is_model(name):
-            neither = "is neither a folder nor registered" if key == "teacher" else "is not registered"
-            raise ValueError(f"{key}={name!r} {neither}; see timm.list_models()")
+            neither = "is neither a folder nor" if key == "teacher" else "is not"
+            raise ValueError(f"{key}={name!r} {neither} {unknown(name)}")
         cfg: Any = timm.get_pretrained_cfg(name)
         if not cfg.has_weights and key == "teacher":
             raise ValueError(f"teacher={name!r} has no published weights; train it, and give the run's folder")
         if not cfg.has_weights and options["pretrained"]:
-            raise ValueError(f"model={name!r} has no published weights; train it without pretrained")
+            raise ValueError(f"model={name!r} has no published weights; train it without `pretrained`")
     if options["opt"].lower().removeprefix("lookahead_") not in list_optimizers():
-        raise ValueError(f"opt={options['opt']!r} is none of timm's optimisers; see timm.optim.list_optimizers()")
+        meant = did_you_mean(options["opt"], map(str, list_optimizers()))
+        raise ValueError(f"opt={options['opt']!r} is none of timm's optimisers{meant}")
     if options["sched"] not in SCHEDULES:
-        raise ValueError(f"sched={options['sched']!r} must be one of {', '.join(SCHEDULES)}")
+        meant = did_you_mean(options["sched"], SCHEDULES)
+        raise ValueError(f"sched={options['sched']!r} must be one of {', '.join(SCHEDULES)}{meant}")
 
 
 def not_finite(module: nn.Module) -> list[str]:
@@ -72,7 +76,7 @@ def create_student(options: dict[str, Any], num_classes: int) -> Any:
         try:
             student.set_grad_checkpointing(True)
         except (AssertionError, AttributeError) as error:
-            raise ValueError(f"model={options['model']!r} knows no grad_checkpointing") from error
+            raise ValueError(f"model={options['model']!r} does not support `grad_checkpointing`") from error
     return student
 
 
@@ -118,7 +122,7 @@ def create_task(student: Any, criterion: nn.Module, labels: list[str], options: 
     if teacher.pretrained_cfg.get("fixed_input_size") and tuple(side) != tuple(taught_side):
         raise ValueError(
             f"teacher={name!r} takes images of {' x '.join(map(str, taught_side))} pixels only, the student's have "
-            f"{' x '.join(map(str, side))}: set img_size"
+            f"{' x '.join(map(str, side))}: set `img_size`"
         )
     if options["distill"] == "token" and not isinstance(student.get_classifier(), tuple):
         raise ValueError(

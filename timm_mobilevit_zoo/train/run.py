@@ -50,7 +50,7 @@ def train(
     val_fraction: float = 0.2,
     on_broken: Literal["stop", "skip", "trust"] = "stop",
     workers: int = 2,
-    img_size: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
     in_chans: int = 3,
     crop_pct: float | None = None,
     pretrained: bool = False,
@@ -100,15 +100,15 @@ def train(
         data: Image folder: one folder a class, or such folders under train and val; with a named data set, its root.
         model: Registered name, or local-dir:FOLDER or hf-hub:REPOSITORY.
         output: Folder of the run, new or empty unless the run is resumed; runs/MODEL where not given.
-        dataset: Name for timm's create_dataset, as torch/cifar10, hfds/NAME, wds/NAME; empty for an image folder.
+        dataset: Name for timm's create_dataset, such as torch/cifar10, hfds/NAME, wds/NAME; empty for an image folder.
         train_split: Split to train on, of a named data set.
         val_split: Split to validate on, of a named data set.
         dataset_download: Let a named data set download itself.
-        num_classes: Number of classes, for a named data set that does not tell.
+        num_classes: Number of classes, for a named data set that does not say.
         val_fraction: Share of each class held out where the folder has no validation split; 0 for no validation.
-        on_broken: Read all images of a folder first and stop, or leave out, if any is broken; or trust them unread.
+        on_broken: Read all images of a folder first, and stop at broken ones or skip them; or trust them all unread.
         workers: Processes that load images.
-        img_size: Side of the square input, in pixels; the model's own where not given.
+        img_size: Side of the square input, or its height and width, in pixels; the model's own where not given.
         in_chans: Image channels: 1 (grey) or 3.
         crop_pct: Share of a validation image's side that is kept; the model's own where not given.
         pretrained: Start from the weights that the name stands for; they may be downloaded.
@@ -136,13 +136,13 @@ def train(
         hflip: Probability of a horizontal flip.
         vflip: Probability of a vertical flip.
         color_jitter: Strength of colour jitter.
-        auto_augment: timm's policy, as rand-m9-mstd0.5-inc1; empty for none.
+        auto_augment: timm's policy, such as rand-m9-mstd0.5-inc1; empty for none.
         reprob: Probability of random erasing.
         mixup: Alpha of mixup; 0 for none.
         cutmix: Alpha of cutmix; 0 for none.
         smoothing: Label smoothing.
         ema: Average the weights over updates, validate and save the average.
-        ema_decay: Decay of that average, an update; it warms up.
+        ema_decay: Decay of that average at each update; it warms up.
         teacher: Registered name (its pretrained weights may be downloaded) or folder of a trained model to learn from.
         distill: What the student matches: the teacher's logits, by a second classifier, or its pooled features.
         temperature: Temperature of the soft labels.
@@ -334,8 +334,8 @@ class Run:
         if count:
             names = ", ".join(found[:3])
             raise ValueError(
-                f"after epoch {epoch + 1} weights are not finite ({names or 'in another process'}): lower lr, or set "
-                "clip_grad"
+                f"after epoch {epoch + 1} weights are not finite ({names or 'in another process'}): lower `lr`, or set "
+                "`clip_grad`"
             )
 
     @torch.no_grad()  # not inference_mode: older process groups write into what they gather
@@ -365,7 +365,7 @@ class Run:
         if odd:
             raise ValueError(
                 f"after epoch {epoch + 1} the network's outputs for {odd} of {len(table)} validation images are not "
-                "finite: lower lr, or set clip_grad"
+                "finite: lower `lr`, or set `clip_grad`"
             )
         loss, top1, top5_share = table[:, :3].mean(0).tolist()
         return {"val_loss": loss, "val_top1": 100 * top1, "val_top5": 100 * top5_share}
