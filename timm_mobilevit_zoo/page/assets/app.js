@@ -3,6 +3,7 @@ import { Engine } from "./engine.js";
 import { drawMap, drawScale, isFlat, range } from "./overlay.js";
 import { geometry } from "./preprocess.js";
 import { drawChart, fillTable, measure, report } from "./timing.js";
+import { lying, turn } from "./upright.js";
 
 const TOP = 5;
 const CANVAS = 16e6; // pixels; some phones' canvases end there
@@ -101,28 +102,31 @@ function foremost(maps, values) {
   return ranks.lastIndexOf([...ranks].sort().at(-1));
 }
 
-/** Read the pixels of an image or video frame, smaller where a canvas could not hold them. */
-function pixelsOf(source, width, height) {
+/** Read the pixels of an image or video frame, upright, smaller where a canvas could not hold them. */
+function pixelsOf(source, width, height, orientation = 1) {
   const fit = Math.min(1, Math.sqrt(CANVAS / (width * height)));
   const canvas = document.createElement("canvas");
   const sides = [width, height].map((side) => Math.max(1, Math.floor(side * fit)));
-  Object.assign(canvas, { width: sides[0], height: sides[1] });
+  const [across, down] = orientation > 4 ? [sides[1], sides[0]] : sides;
+  Object.assign(canvas, { width: across, height: down });
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.fillStyle = "white"; // behind what is transparent, as Python's read_image has it
   context.fillRect(0, 0, canvas.width, canvas.height);
-  context.drawImage(source, 0, 0, canvas.width, canvas.height);
+  context.transform(...turn(orientation, ...sides));
+  context.drawImage(source, 0, 0, ...sides);
   return { canvas, pixels: context.getImageData(0, 0, canvas.width, canvas.height) };
 }
 
 async function open(file) {
   stopCamera();
   let bitmap;
+  const [content, orientation] = await lying(file);
   try {
-    bitmap = await createImageBitmap(file, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
+    bitmap = await createImageBitmap(content, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
   } catch {
     throw new Error(`${file.name} cannot be read as an image`);
   }
-  state.picture = pixelsOf(bitmap, bitmap.width, bitmap.height);
+  state.picture = pixelsOf(bitmap, bitmap.width, bitmap.height, orientation);
   bitmap.close();
   await classify();
 }
