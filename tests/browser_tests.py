@@ -26,7 +26,7 @@ from zoo import KINDS, close, create, interruptible
 
 from timm_mobilevit_zoo.common.images import read_image, reader
 from timm_mobilevit_zoo.demo import write_digits
-from timm_mobilevit_zoo.maps.drawing import panels_of
+from timm_mobilevit_zoo.maps.panels import clarity, panels_of
 from timm_mobilevit_zoo.maps.recording import record
 from timm_mobilevit_zoo.models.probe import seed_weights
 from timm_mobilevit_zoo.page import page as write_page
@@ -267,6 +267,8 @@ def test_its_maps_are_those_of_python(visit, url, model, digits):
     tab.check("#show")
     expect(tab.locator("#overlay")).to_be_visible()
     ready(tab)
+    ranks = {title: (min(panel.cells) >= 4, clarity(panel)) for title, panel in panels.items()}
+    assert state(tab, "map")["title"] == max(ranks, key=ranks.get), "the choice of Python"
     titles = tab.locator("#layer option").all_inner_texts()
     assert titles == list(panels)
     varied = 0

@@ -64,7 +64,7 @@ def test_everyone_sees_photos_upright(tmp_path, monkeypatch, orientation):
     def see(network, x):
         raise SeenError(x)
 
-    monkeypatch.setattr("timm_mobilevit_zoo.maps.drawing.record", see)
+    monkeypatch.setattr("timm_mobilevit_zoo.maps.drawing.run", see)
     network = timm.create_model(FAST, num_classes=2).eval()
     config = data_config(network)
     for ending in ("jpg", "png", "tiff", "webp"):

@@ -126,7 +126,7 @@ def data_config(network: Any, **wanted: Any) -> dict[str, Any]:
 
 
 class Pixels:
-    """An image that somebody else opened, of the pixels that `read_image` returns, for timm's resize and crop to follow.
+    """An image that somebody else opened, in the pixels that `read_image` returns, for timm's transform to follow.
 
     It is not turned: `read_image` has done so, and what a data set of timm's opens stays as timm opens it.
 

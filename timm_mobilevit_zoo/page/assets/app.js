@@ -1,6 +1,6 @@
 // The page itself: what the reader presses, and what is shown for it.
 import { Engine } from "./engine.js";
-import { drawMap, drawScale, isFlat, range } from "./overlay.js";
+import { clarity, drawMap, drawScale, isFlat, range } from "./overlay.js";
 import { geometry } from "./preprocess.js";
 import { drawChart, fillTable, measure, report } from "./timing.js";
 import { lying, turn } from "./upright.js";
@@ -83,7 +83,8 @@ async function choose(number) {
   const [, , H, W] = input.shape;
   const count = output.shape.at(-1);
   $("about").textContent =
-    `${architecture}: ${W} × ${H} pixels, ${count} classes${labels ? "" : " without names"}, ${mebi(model.bytes)} MiB`;
+    `${architecture}: ${W} × ${H} pixels, ${count} classes${labels ? "" : " without names"}, ${mebi(model.bytes)} MiB` +
+    (model.random ? "; random weights" : "");
   const maps = model.maps?.outputs ?? [];
   $("attention").hidden = !maps.length;
   $("no-attention").hidden = Boolean(maps.length);
@@ -93,13 +94,14 @@ async function choose(number) {
   if (state.picture) await classify();
 }
 
-/** The map to begin with: the roll-out, or else the last of 4 x 4 cells that are not all alike; gates come after. */
+/** The map to begin with: the roll-out, or else the clearest of at least 4 x 4 cells, where any has so many. */
 function foremost(maps, values) {
-  const rough = ({ shape }) => Math.min(...shape) >= 4;
-  const ranks = maps.map((map) =>
-    [map.kind === "roll-out", !isFlat(values[map.output].data), rough(map), map.kind !== "gate"].map(Number).join(""),
-  );
-  return ranks.lastIndexOf([...ranks].sort().at(-1));
+  const ranks = maps.map(({ kind, cells, output }) => {
+    const clear = clarity(Array.from(values[output].data), cells);
+    return [clear > 0, kind === "roll-out", Math.min(...cells) >= 4, clear].map(Number);
+  });
+  const isLess = (a, b) => a.map((value, i) => value - b[i]).find((less) => less) < 0;
+  return ranks.reduce((best, rank, i) => (isLess(ranks[best], rank) ? i : best), 0);
 }
 
 /** Read the pixels of an image or video frame, upright, smaller where a canvas could not hold them. */
@@ -208,7 +210,7 @@ async function showAttention() {
   drawMap($("overlay"), state.map);
   drawScale($("scale"), kind);
   [$("low").textContent, $("high").textContent] = range(state.map.values, kind).map((value) => value.toPrecision(3));
-  $("kind").textContent = text + (isFlat(state.map.values) ? "; here it is the same everywhere" : "");
+  $("kind").textContent = `${title}: ${text}` + (isFlat(state.map.values) ? "; here it is the same everywhere" : "");
 }
 
 async function reshow() {
@@ -305,6 +307,7 @@ $("stage").addEventListener("drop", (event) => {
 });
 $("model").addEventListener("change", () => told(() => choose($("model").selectedIndex)));
 $("show").addEventListener("change", () => told(reshow));
+$("strength").addEventListener("input", () => ($("overlay").style.opacity = $("strength").value / 100));
 $("layer").addEventListener("change", () => {
   state.isLayerChosen = true;
   told(reshow);
