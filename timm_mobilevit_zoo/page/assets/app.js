@@ -140,10 +140,10 @@ function showPicture() {
   const [across, down] = [source.width / width, source.height / height];
   const [w, h] = [crop.width * across, crop.height * down];
   const canvas = $("picture");
-  const shrink = Math.min(1, 1024 / Math.max(w, h));
-  Object.assign(canvas, { width: Math.max(1, Math.round(w * shrink)), height: Math.max(1, Math.round(h * shrink)) });
+  // A small picture is shown as smooth as the model sees it, not as a few large pixels.
+  const scale = Math.max(Math.min(1, 1024 / Math.max(w, h)), crop.width / w);
+  Object.assign(canvas, { width: Math.max(1, Math.round(w * scale)), height: Math.max(1, Math.round(h * scale)) });
   canvas.style.aspectRatio = `${crop.width} / ${crop.height}`;
-  canvas.classList.toggle("coarse", canvas.width < 128);
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
   context.drawImage(source, crop.left * across, crop.top * down, w, h, 0, 0, canvas.width, canvas.height);
