@@ -19,13 +19,14 @@ import pytest
 import torch
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
+from test_images import TURNS, turned
 from timm.data import resolve_data_config
 from timm.models import save_for_hf
 from zoo import KINDS, close, create, interruptible
 
-from timm_mobilevit_zoo.common.images import reader
+from timm_mobilevit_zoo.common.images import read_image, reader
 from timm_mobilevit_zoo.demo import write_digits
-from timm_mobilevit_zoo.maps.drawing import panels_of
+from timm_mobilevit_zoo.maps.panels import clarity, panels_of
 from timm_mobilevit_zoo.maps.recording import record
 from timm_mobilevit_zoo.models.probe import seed_weights
 from timm_mobilevit_zoo.page import page as write_page
@@ -235,6 +236,25 @@ def test_it_prepares_images_as_timm_does(visit, url, tmp_path, config):
         close(torch.tensor(found).view_as(wanted), wanted)  # a step of 8 bits is 0.015
 
 
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
+def test_photos_stand_upright_as_in_python(visit, url, tmp_path, ending):
+    tab = visit(url)
+    ready(tab)
+    for orientation in TURNS:
+        path = turned(tmp_path, orientation, ending)[1]
+        classify(tab, path)
+        wanted = read_image(path, "RGB")
+        shown = tab.evaluate(
+            """async () => {
+              const { data, width, height } = (await import("./app.js")).state.picture.pixels;
+              return { data: Array.from(data), size: [width, height] };
+            }"""
+        )
+        assert tuple(shown["size"]) == wanted.size == (80, 48), orientation
+        found = np.array(shown["data"]).reshape(48, 80, 4)[..., :3]
+        assert abs(found - np.asarray(wanted).astype(int)).max() <= 4 * (ending == "jpg"), orientation
+
+
 def test_its_maps_are_those_of_python(visit, url, model, digits):
     path = digits["val"][100]
     network = load(str(model))
@@ -247,6 +267,8 @@ def test_its_maps_are_those_of_python(visit, url, model, digits):
     tab.check("#show")
     expect(tab.locator("#overlay")).to_be_visible()
     ready(tab)
+    ranks = {title: (min(panel.cells) >= 4, clarity(panel)) for title, panel in panels.items()}
+    assert state(tab, "map")["title"] == max(ranks, key=ranks.get), "the choice of Python"
     titles = tab.locator("#layer option").all_inner_texts()
     assert titles == list(panels)
     varied = 0

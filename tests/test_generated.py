@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import timm
+from matplotlib.figure import Figure
 from torch import nn
 from zoo import EVERY_SIZE, FIRST, KINDS, create, family, image
 
@@ -26,7 +27,7 @@ def load(name):
 
 
 generate, distill_digits, pictures = load("generate"), load("distill_digits"), load("pictures")
-benchmarks, growth = load("benchmarks"), load("growth")
+benchmarks, growth, frontier = load("benchmarks"), load("growth"), load("frontier")
 formats = load("formats")
 CONFIGS = sorted((ROOT / "hub_configs").glob("*.json"))
 PUBLISHED = {
@@ -291,14 +292,17 @@ def test_the_benchmarks_are_what_was_measured():
     assert benchmarks.check() == []
 
 
-def test_what_was_measured_anew_makes_page_and_picture_stale(measured):
+def test_what_was_measured_anew_makes_page_and_picture_stale(measured, monkeypatch):
+    empty = {name: (lambda *runs: Figure(), sources) for name, (_, sources) in benchmarks.FIGURES.items()}
+    monkeypatch.setattr(benchmarks, "FIGURES", empty)  # to draw them takes seconds
     path = measured / benchmarks.FOLDER / "growth.json"
     rows = json.loads(path.read_text(encoding="utf-8"))
     rows[0]["ms"]["median"] *= 1.5
     path.write_text(json.dumps(rows), encoding="utf-8")
     (measured / benchmarks.FOLDER / "more.json").write_text("[]", encoding="utf-8")
     more = f"{benchmarks.FOLDER}/more.json"
-    assert benchmarks.check(measured) == [benchmarks.PAGE, f"{benchmarks.FOLDER}/growth.png", more]
+    pictures = [f"{benchmarks.FOLDER}/{name}.png" for name in ("frontier", "growth")]
+    assert benchmarks.check(measured) == [benchmarks.PAGE, *pictures, more]
     benchmarks.write(measured)
     assert benchmarks.check(measured) == [more]
     path.unlink()
@@ -308,6 +312,54 @@ def test_what_was_measured_anew_makes_page_and_picture_stale(measured):
     page.write_text(page.read_text(encoding="utf-8").replace("<!-- growth:end -->", ""), encoding="utf-8")
     with pytest.raises(ValueError, match="lacks the lines <!-- growth:begin --> and <!-- growth:end -->"):
         benchmarks.check(measured)
+
+
+def test_the_frontier_is_of_what_is_measured_and_claimed():
+    names = ("cloformer_xxs", "casvit_xs", "mobilevitv3_xxs", "repvit_m1_0", "mobilevit_wide_xxs")
+    row = benchmarks.measured("growth", ROOT)[0] | {"img_size": 224, "error": None}
+    rows = [row | {"model": name, "ms": {"median": ms}} for name, ms in zip(names, (10, 9, 5, 30, 7), strict=True)]
+    again = [row | {"model": name, "ms": {"median": 20.0}} for name in ("cloformer_xxs", "casvit_xs", "cloformer_s")]
+    theirs = {"repvit_m1_0": {"top1": 80.1, "img_size": 224}}
+    found = frontier.points([rows, again], "eager", theirs)
+    assert [(one.name, one.time) for one in found] == [
+        ("mobilevitv3_xxs", 0.5),
+        ("casvit_xs", 0.9),
+        ("cloformer_s", 1.0),
+        ("cloformer_xxs", 1.0),
+        ("repvit_m1_0", 3.0),
+    ], "each as a part of its run; nobody claims an accuracy of the tutorials' MobileViT"
+    assert [one.is_claim for one in found] == [True] * 4 + [False]
+    assert [one.name for one in frontier.frontier(found)] == ["casvit_xs", "cloformer_s"], "at 224 px"
+    assert frontier.points([again[1:]], "eager", theirs) == [], "without the measure there is nothing to compare"
+
+
+def test_the_pictures_name_every_network():
+    runs = [benchmarks.measured(name, ROOT) for name in ("growth", "cpu_eval")]
+    theirs = json.loads((ROOT / benchmarks.FOLDER / "timm_top1.json").read_text(encoding="utf-8"))["models"]
+    for name, told in theirs.items():
+        assert timm.get_pretrained_cfg(name).tag == told["tag"], "the weights that the name loads"
+    figure = frontier.frontier_figure(*runs)
+    for axis, way in zip(figure.axes, frontier.WAYS, strict=True):
+        named = {text.get_text().split()[0] for text in axis.texts}
+        assert named == {one.name for one in frontier.points(runs, way, theirs)}
+        boxes = [text.get_window_extent().extents for text in axis.texts]
+        assert not any(frontier._overlap(a, b) for i, a in enumerate(boxes) for b in boxes[:i])
+    drawn = frontier.growth_figure(runs[0])
+    for axis in drawn.axes:
+        styles = [(line.get_color(), line.get_marker(), line.get_linestyle()) for line in axis.lines]
+        assert len(set(styles)) == len(styles) == len(axis.get_legend().get_texts())
+
+
+def test_tables_that_are_wide_are_folded():
+    page = (ROOT / benchmarks.PAGE).read_text(encoding="utf-8")
+    shown = re.sub(r"<details.*?</details>", "", page, flags=re.DOTALL)
+    assert len([line for line in shown.splitlines() if line.startswith("| ")]) < 120
+    for page in (*generate.PAGES, benchmarks.PAGE):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert text.count("<details") == text.count("</details>") > 0
+        assert text.count('<details markdown="1">\n<summary>') == text.count("<details"), "or mkdocs shows pipes"
+    columns = [line.count("|") - 1 for line in (ROOT / "docs/models.md").read_text(encoding="utf-8").splitlines()]
+    assert max(columns) <= 7
 
 
 def test_a_busy_machine_is_told():

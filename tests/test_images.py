@@ -44,6 +44,57 @@ def test_photos_stand_upright(tmp_path, orientation, mode, ending):
     assert abs(found.astype(int) - upright).max() <= 1, "grey of three equal colours is rounded"
 
 
+def turned(folder, orientation, ending="jpg"):
+    """Write a photo whose quarters differ, stored as an orientation says, and the same upright without one."""
+    upright = np.kron([[0, 80], [160, 240]], np.ones((24, 40))).astype(np.uint8)
+    paths = [folder / f"upright.{ending}", folder / f"{orientation}.{ending}"]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if ending == "webp" else {"quality": 100} if ending == "jpg" else {}
+    for path, pixels, tags in ((paths[0], upright, Image.Exif()), (paths[1], TURNS[orientation](upright), exif)):
+        Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB").save(path, exif=tags, **options)
+    return paths
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+def test_everyone_sees_photos_upright(tmp_path, monkeypatch, orientation):
+    class SeenError(Exception):
+        pass
+
+    def see(network, x):
+        raise SeenError(x)
+
+    monkeypatch.setattr("timm_mobilevit_zoo.maps.drawing.run", see)
+    network = timm.create_model(FAST, num_classes=2).eval()
+    config = data_config(network)
+    for ending in ("jpg", "png", "tiff", "webp"):
+        paths = turned(tmp_path, orientation, ending)
+        upright, found = (reader(config)(path) for path in paths)  # what predicts
+        assert torch.equal(found, upright)
+        assert upright[0, 0, 0] < upright[0, 0, -1] < upright[0, -1, 0] < upright[0, -1, -1], "or it lies"
+        assert torch.equal(next(iter(real_images(paths[1:], config)))[0], upright), "calibration and comparisons"
+        with pytest.raises(SeenError) as drawn:
+            draw_file(FAST, str(paths[1]), output=str(tmp_path / "maps.svg"))
+        assert torch.equal(drawn.value.args[0][0], upright), "maps"
+    first, second = predict(network, [str(path) for path in paths])
+    assert first["classes"] == second["classes"]
+
+
+def test_an_orientation_that_no_browser_heeds_is_none(tmp_path):
+    told = '<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/"><tiff:Orientation>6</tiff:Orientation>'
+    for ending in ("jpg", "webp"):
+        Image.new("L", (5, 3)).convert("RGB").save(tmp_path / f"x.{ending}", xmp=told.encode())
+        with Image.open(tmp_path / f"x.{ending}") as file:
+            assert file.getexif()[0x0112] == 6, "Pillow heeds it"
+        assert read_image(tmp_path / f"x.{ending}", "L").size == (5, 3)
+
+
+def test_what_a_data_set_of_timms_opens_is_not_turned(tmp_path):
+    with Image.open(turned(tmp_path, 6)[1]) as opened:
+        assert opened.getexif()[0x0112] == 6
+        assert Pixels(CONFIG)(opened).size == opened.size == (48, 80)
+
+
 def test_other_orientations_are_none(tmp_path):
     for number, orientation in enumerate((0, 9, 65535)):
         exif = Image.Exif()

@@ -24,6 +24,7 @@ from timm_mobilevit_zoo.attention import CloAttention
 from timm_mobilevit_zoo.cli import main
 from timm_mobilevit_zoo.common import extras
 from timm_mobilevit_zoo.maps import attention_maps, draw, draw_file, drawing, places, rollout
+from timm_mobilevit_zoo.maps.panels import _rolled, panels_of, rolled_out
 from timm_mobilevit_zoo.maps.places import locate, received
 from timm_mobilevit_zoo.maps.recording import Layer, _is_map, record
 from timm_mobilevit_zoo.models._pooled import PooledAttention
@@ -415,7 +416,7 @@ def test_rollout_against_loops(name, prefix):
 
 def test_rollout_mends_rows_that_low_precision_left_uneven():
     rough = [1.04 * torch.rand(1, 2, 5, 5).softmax(-1) for _ in range(20)]
-    torch.testing.assert_close(drawing._rolled(rough).sum(-1), torch.ones(1, 5))
+    torch.testing.assert_close(_rolled(rough).sum(-1), torch.ones(1, 5))
 
 
 @pytest.mark.parametrize(
@@ -436,10 +437,10 @@ def test_rollout_needs_a_class_token_and_whole_maps(name, kwargs):
 def test_rollout_refuses_maps_of_other_queries():
     model, x, _ = built("vit_tiny_patch16_224")
     layers = record(model, x)
-    assert drawing._rollout(model, x, layers) is not None
+    assert rolled_out(model, x, layers) is not None
     few = layers["blocks.3.attn"]
     layers["blocks.3.attn"] = few._replace(values=few.values[:, :, :1])
-    assert drawing._rollout(model, x, layers) is None
+    assert rolled_out(model, x, layers) is None
 
 
 # Places. Layers that attend to wherever the first of their channels is bright, and to nothing else.
@@ -609,12 +610,12 @@ def test_vit_patches_lie_on_the_grid(class_token):
     for i in range(3):
         for j in range(4):
             x = F.interpolate(bright(i, j, (3, 4), channels=1), scale_factor=16).repeat(1, 3, 1, 1)
-            panels = drawing.panels_of(model, x, record(model, x))
-            torch.testing.assert_close(panels[0].values, only(i, j, (3, 4)))
+            found = panels_of(model, x, record(model, x))
+            torch.testing.assert_close(found[0].values, only(i, j, (3, 4)))
             if class_token:
-                torch.testing.assert_close(panels[1].values, only(i, j, (3, 4), 0.5))
-                torch.testing.assert_close(panels[1].values, rollout(model, x)[0])
-            assert [panel.kind for panel in panels] == (["class", "roll-out"] if class_token else ["received"])
+                torch.testing.assert_close(found[1].values, only(i, j, (3, 4), 0.5))
+                torch.testing.assert_close(found[1].values, rollout(model, x)[0])
+            assert [panel.kind for panel in found] == (["class", "roll-out"] if class_token else ["received"])
 
 
 @pytest.mark.parametrize("name", THEIRS)
@@ -647,8 +648,9 @@ def test_the_picture_shows_each_layers_numbers(name):
     picture = image(height, width, batch=1)
     mean, std = (torch.tensor(model.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
     x = (picture - mean) / std
-    axes, bars = panels_and_bars(draw(model, x))
-    found = attention_maps(model, x)
+    (first, *axes), bars = panels_and_bars(draw(model, x, all_layers=True))
+    np.testing.assert_allclose(shown(first)[0], picture[0].permute(1, 2, 0), atol=1e-6)
+    found = {key: values for key, values in attention_maps(model, x).items() if values.shape[-1] > 1 or "gate" in key}
     has_class_token = getattr(model, "cls_token", None) is not None
     assert [axis.get_title() for axis in axes] == [*found, *["roll-out"] * has_class_token]
     assert len(bars) == len(axes)
@@ -676,7 +678,7 @@ def test_the_picture_shows_each_layers_numbers(name):
 @pytest.mark.parametrize("name", THEIRS)
 def test_the_picture_of_timms_networks(name):
     model, x, found = built(name)
-    axes, _ = panels_and_bars(draw(model, x[:1]))
+    (_, *axes), _ = panels_and_bars(draw(model, x[:1], all_layers=True))
     has_class_token = name.startswith(("vit", "deit"))
     assert [axis.get_title() for axis in axes] == [*found, "roll-out"] if has_class_token else list(found)
     if has_class_token:
@@ -693,7 +695,7 @@ def test_the_picture_of_timms_networks(name):
 def test_unknown_layouts_are_drawn_as_matrices():
     model, x = Twice(), torch.randn(1, 8, 3, 2)
     figure = draw(model, x)
-    axes, _ = panels_and_bars(figure)
+    (_, *axes), _ = panels_and_bars(figure)
     for axis, values in zip(axes, attention_maps(model, x).values(), strict=True):
         (drawn,) = shown(axis)  # and no image below
         np.testing.assert_allclose(drawn, values.mean((0, 1)), rtol=1e-5)
@@ -762,7 +764,8 @@ def test_command_on_a_folder(capsys, folder, picture, tmp_path):
     with Image.open(picture) as pixels:
         found = attention_maps(model, transform(pixels)[None])
     lines = [f"{key}: {tuple(values.shape)}" for key, values in found.items()]
-    assert said.splitlines() == [*lines, f"drew {out}"]
+    shown = f"7 of {len(found)} maps are shown, those on which a person sees most; --all-layers draws the others"
+    assert said.splitlines() == [*lines, shown, f"drew {out}"]
     with Image.open(out) as drawn:
         assert drawn.format == "PNG"
         assert drawn.size[0] > 1000
@@ -773,7 +776,12 @@ def test_command_takes_the_weights_it_is_given(capsys, folder, weights, picture,
     from matplotlib.figure import Figure
 
     drawn = []
-    monkeypatch.setattr(drawing, "_figure", lambda network, x, layers: drawn.append(layers) or Figure())
+
+    def keep(network, x, layers, logits, every, note):
+        drawn.append((layers, note))
+        return drawing.Figure(Figure(), [])
+
+    monkeypatch.setattr(drawing, "_figure", keep)
     torch.save({"state_dict": weights}, tmp_path / "weights.pth")
     options = {"output": str(tmp_path / "maps.png"), "overwrite": True}
     draw_file(str(folder), str(picture), **options)
@@ -782,7 +790,8 @@ def test_command_takes_the_weights_it_is_given(capsys, folder, weights, picture,
     assert "random" not in capsys.readouterr().out
     draw_file(MODEL, str(picture), img_size=48, **options)
     assert f"the weights of {MODEL} are random" in capsys.readouterr().out
-    first, *others, fresh = drawn
+    assert [note for _, note in drawn] == [*[""] * 3, f"random weights: {MODEL}"]
+    first, *others, fresh = [layers for layers, _ in drawn]
     for key, layer in first.items():
         assert all(torch.equal(layer.values, other[key].values) for other in others)
         assert not torch.equal(layer.values, fresh[key].values)

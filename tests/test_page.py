@@ -20,7 +20,7 @@ import torch
 from zoo import KINDS, create, interruptible
 
 from timm_mobilevit_zoo import cli
-from timm_mobilevit_zoo.maps.drawing import panels_of
+from timm_mobilevit_zoo.maps.panels import panels_of
 from timm_mobilevit_zoo.maps.recording import record
 from timm_mobilevit_zoo.models.probe import seed_weights
 from timm_mobilevit_zoo.page import ortweb, page, serve, write

@@ -16,7 +16,7 @@ from zoo import close, image
 from timm_mobilevit_zoo import export, fuse
 from timm_mobilevit_zoo.export.formats import FORMATS
 from timm_mobilevit_zoo.maps import attention_maps
-from timm_mobilevit_zoo.maps.drawing import panels_of
+from timm_mobilevit_zoo.maps.panels import panels_of
 from timm_mobilevit_zoo.maps.recording import record
 from timm_mobilevit_zoo.models._build import build_staged
 from timm_mobilevit_zoo.models._staged import Stage, StagedModel

@@ -15,6 +15,7 @@ from packaging.version import Version
 from PIL import Image
 from runs import FAST, QUICK
 from safetensors.torch import load_file
+from test_images import TURNS, turned
 from timm.data import auto_augment
 
 from timm_mobilevit_zoo import hub
@@ -246,6 +247,21 @@ def test_named_sets_of_mixed_pictures(tmp_path, channels):
     assert batch.shape == (6, channels, 32, 32)
     clear = [i for i, (path, _) in enumerate(val_set.samples) if Path(path).stem in ("RGBA", "LA")]
     assert (batch[clear] == 1).all(), "what is transparent lies on white"
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+def test_photos_are_learnt_from_upright(tmp_path, orientation):
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            turned(tmp_path / split / name, orientation)
+    config = data_config(timm.create_model(FAST), img_size=32)
+    named = {"dataset": "torch/image_folder", "data": str(tmp_path), "train_split": "train", "val_split": "val"}
+    for sets in (read_folder(tmp_path), named_data(OPTIONS | named)):
+        for images, is_training in zip(sets, (True, False), strict=False):
+            make_loader(images, config, OPTIONS | {"batch_size": 2, "augment": False}, is_training)
+            first, second, *_ = (images[i][0] for i in range(len(images)))
+            assert np.array_equal(first, second)
 
 
 # Augmentation by a policy

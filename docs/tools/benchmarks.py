@@ -23,8 +23,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import timm_mobilevit_zoo  # noqa: F401, registers the models
-from timm_mobilevit_zoo.bench import draw, ratio_text
+from timm_mobilevit_zoo.bench import ratio_text
 from timm_mobilevit_zoo.bench.runners import Candidate, Setting
+
+sys.path.insert(0, str(Path(__file__).parent))
+from frontier import THEIRS, frontier_figure, growth_figure
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, FOLDER = "docs/benchmarks.md", "docs/benchmarks"
@@ -78,9 +81,9 @@ def counted_table() -> str:
     return markdown(titles, rows)
 
 
-def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Return a table whose first columns are aligned to the left."""
-    align = ["---"] * left + ["---:"] * (len(titles) - left)
+def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table whose first column is aligned to the left."""
+    align = ["---", *["---:"] * (len(titles) - 1)]
     return "\n".join("| " + " | ".join(row) + " |" for row in (titles, align, *rows))
 
 
@@ -106,20 +109,69 @@ def label(row: dict[str, Any]) -> str:
     return f"`{Candidate(*(row[key] for key in Candidate._fields))}`"
 
 
+def folded(summary: str, text: str) -> str:
+    """Return text that a reader unfolds."""
+    return f'<details markdown="1">\n<summary>{summary}</summary>\n\n{text}\n\n</details>'
+
+
+def _settings(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    return [list(group) for _, group in groupby(rows, key=lambda row: [row[key] for key in Setting._fields])]
+
+
+def _title(row: dict[str, Any], short: bool = False) -> str:
+    threads = "" if row["machine"]["gpu"] else f", {row['threads']} thread{'s' * (row['threads'] > 1)}"
+    what = "" if short else "Training step, " if row["mode"] == "train" else "Evaluation, "
+    return f"{what}{row['img_size']} px, batch {row['batch_size']}{threads}"
+
+
 def speed_tables(rows: Sequence[dict[str, Any]]) -> str:
-    """Return a table for each setting."""
+    """Return how many times as fast as the first each candidate is, and below, folded, a table for each setting."""
     blocks = []
-    for _, group in groupby(rows, key=lambda row: [row[key] for key in Setting._fields]):
-        block = list(group)
-        head, gpu = block[0], block[0]["machine"]["gpu"]
-        threads = "" if gpu else f", {head['threads']} thread{'s' * (head['threads'] > 1)}"
-        what = "Training step" if head["mode"] == "train" else "Evaluation"
+    for block in _settings(rows):
+        gpu = block[0]["machine"]["gpu"]
         titles = ["", "ms", "quartiles", "images/s", "MiB", "params (M)", "GMACs", "times as fast as the first"]
         titles += ["of the memory's limit"] * bool(gpu)
-        cells = [_speed(row, len(titles)) for row in block]
-        title = f"**{what}, {head['img_size']} px, batch {head['batch_size']}{threads}**"
-        blocks.append(f"{title}\n\n{markdown(titles, cells)}")
-    return "\n\n".join(blocks)
+        blocks.append(f"**{_title(block[0])}**\n\n{markdown(titles, [_speed(row, len(titles)) for row in block])}")
+    whole = folded("Times, quartiles, memory and sizes of each setting", "\n\n".join(blocks))
+    return f"{ratio_table(rows)}\n\n{whole}"
+
+
+def ratio_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return a line a candidate and a column a setting: how many times as fast as the first, whose time is told."""
+    blocks = _settings(rows)
+    found: dict[str, list[str]] = {}
+    for place, block in enumerate(blocks):
+        for row in block:
+            cell = "error" if row["error"] else f"{row['ms']['median']:.1f} ms"
+            if not row["error"] and (ratio := row["ratio"]) is not None:
+                cell = f"{ratio['median']:.2f}" if ratio["shown"] else f"*{ratio['median']:.2f}*"
+            found.setdefault(label(row), [""] * len(blocks))[place] = cell
+    titles = ["times as fast as the first", *(_title(block[0], short=True) for block in blocks)]
+    return markdown(titles, [[name, *cells] for name, cells in found.items()])
+
+
+def backend_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return milliseconds by network and backend in the first setting, and below, folded, all tables."""
+    first = _settings(rows)[0]
+    ways = list(dict.fromkeys(row["backend"] for row in first))
+    found: dict[str, dict[str, str]] = {}
+    for row in first:
+        cell = "error" if row["error"] else f"{row['ms']['median']:.1f}"
+        found.setdefault(row["model"], {})[row["backend"]] = cell
+    lines = [[f"`{name}`", *(cells.get(way, "") for way in ways)] for name, cells in found.items()]
+    table = markdown([f"ms: {_title(first[0], short=True)}", *ways], lines)
+    return f"{table}\n\n{speed_tables(rows).partition(chr(10) * 2)[2]}"
+
+
+def summary_table(root: Path) -> str:
+    """Return a line a comparison: in its first setting the fastest candidate, and how many times as fast it is."""
+    lines = []
+    for name, title in SUMMARY.items():
+        if rows := measured(name, root):
+            first, *others = _settings(rows)[0]
+            best = max((row for row in others if row["ratio"]), key=lambda row: row["ratio"]["median"])
+            lines.append([title, f"{best['ratio']['median']:.2f}", label(best), label(first), _title(first)])
+    return markdown(["", "times as fast", "is", "as", "setting"], lines)
 
 
 def _speed(row: dict[str, Any], width: int) -> list[str]:
@@ -176,33 +228,6 @@ def _line(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["threads"], *(str(row[key]) for key in Candidate._fields)
 
 
-def growth_figure(rows: Sequence[dict[str, Any]]) -> Any:
-    """Return a figure of milliseconds against image size, both logarithmic."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axis = figure.subplots()
-    least = min(row["threads"] for row in rows)
-    lines = groupby(sorted((row for row in rows if row["threads"] == least), key=_line), key=_line)
-    for place, (_, group) in enumerate(lines):
-        timed = sorted((row["img_size"], row["ms"]["median"], label(row)) for row in group if not row["error"])
-        if timed:
-            axis.loglog(
-                [one[0] for one in timed],
-                [one[1] for one in timed],
-                "os"[place // 10 % 2] + "-",
-                label=timed[0][2].strip("`"),
-            )
-    sizes = sorted({row["img_size"] for row in rows})
-    axis.set_xticks(sizes, [str(size) for size in sizes])
-    axis.minorticks_off()
-    axis.set_xlabel("side of the image (px)")
-    axis.set_ylabel("ms")
-    axis.grid(alpha=0.3)
-    figure.legend(loc="outside right center", fontsize=8)
-    return figure
-
-
 # What the page has: a block a file of measurements, how it is told, and how it is drawn.
 BLOCKS: dict[str, Any] = {
     "authors_xxs": speed_tables,
@@ -211,10 +236,10 @@ BLOCKS: dict[str, Any] = {
     "authors_s_bf16": speed_tables,
     "authors_xxs_train": speed_tables,
     "authors_s_train": speed_tables,
-    "cpu_eval": speed_tables,
+    "cpu_eval": backend_table,
     "int8": speed_tables,
     "cpu_train": speed_tables,
-    "growth": lambda rows: growth_table(rows, "img_size"),
+    "growth": lambda rows: folded("Times and exponents of each network", growth_table(rows, "img_size")),
     "batches": lambda rows: growth_table(rows, "batch_size"),
     "large": speed_tables,
     "gpu_eval": speed_tables,
@@ -222,7 +247,20 @@ BLOCKS: dict[str, Any] = {
     "gpu_compile_64": speed_tables,
     "gpu_train": speed_tables,
 }
-FIGURES: dict[str, Any] = {"cpu_eval": draw, "growth": growth_figure}
+# Comparisons that the page's first table tells, each by its first setting.
+SUMMARY = {
+    "authors_xxs": "[CloFormer-XXS, evaluation](#cloformer-beside-its-authors-code)",
+    "authors_s": "[CloFormer-S, evaluation](#cloformer-beside-its-authors-code)",
+    "authors_xxs_bf16": "[CloFormer-XXS, bfloat16](#cloformer-beside-its-authors-code)",
+    "authors_xxs_train": "[CloFormer-XXS, training](#cloformer-beside-its-authors-code)",
+    "gpu_eval": "[on a GPU](#on-a-gpu)",
+}
+# Pictures, each with the files of measurements that it is drawn from.
+FIGURES: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "frontier": (frontier_figure, ("frontier", "growth", "cpu_eval")),
+    "growth": (growth_figure, ("growth",)),
+}
+FACTS = THEIRS  # what the first picture tells, and nobody here measured
 
 
 def measured(name: str, root: Path) -> list[dict[str, Any]]:
@@ -235,11 +273,15 @@ def block(name: str, root: Path = ROOT) -> str:
     """Return the text of a block of the page."""
     if name == "counted":
         return counted_table()
+    if name == "summary":
+        return summary_table(root)
+    if name == "frontier":
+        return f"![Top-1 against time, a panel a backend](benchmarks/{name}.png)"
     rows = measured(name, root)
     if not rows:
         return "Not measured yet."
     picture = f"\n\n![{name}](benchmarks/{name}.png)" if name in FIGURES else ""
-    return f"{caption(rows, name)}\n\n{BLOCKS[name](rows)}{picture}"
+    return f"{caption(rows, name)}{picture}\n\n{BLOCKS[name](rows)}"
 
 
 def page(root: Path = ROOT) -> str:
@@ -249,7 +291,7 @@ def page(root: Path = ROOT) -> str:
         ValueError: For a block that the page lacks.
     """
     text = (root / PAGE).read_text(encoding="utf-8")
-    for name in ("counted", *BLOCKS):
+    for name in ("summary", "frontier", "counted", *BLOCKS):
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         head, found, rest = text.partition(begin)
         _, closed, tail = rest.partition(end)
@@ -260,8 +302,13 @@ def page(root: Path = ROOT) -> str:
 
 
 def digest(name: str, root: Path) -> str:
-    """Return the sha256 of a file of measurements, which its picture carries."""
-    return hashlib.sha256((root / FOLDER / f"{name}.json").read_bytes()).hexdigest()
+    """Return the sha256 of the files of measurements that a picture is drawn from, which it carries."""
+    paths = [root / FOLDER / f"{source}.json" for source in (*FIGURES[name][1], FACTS)]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths if path.is_file())).hexdigest()
+
+
+def _runs(name: str, root: Path) -> list[list[dict[str, Any]]]:
+    return [rows for source in FIGURES[name][1] if (rows := measured(source, root))]
 
 
 def check(root: Path = ROOT) -> list[str]:
@@ -269,19 +316,19 @@ def check(root: Path = ROOT) -> list[str]:
     stale = [] if (root / PAGE).read_text(encoding="utf-8") == page(root) else [PAGE]
     for name in FIGURES:
         picture = root / FOLDER / f"{name}.png"
-        if measured(name, root):
+        if _runs(name, root):
             told = Image.open(picture).info.get("Source") if picture.is_file() else None
             stale += [] if told == digest(name, root) else [f"{FOLDER}/{picture.name}"]
-    known = {*(f"{name}.json" for name in BLOCKS), *(f"{name}.png" for name in FIGURES)}
+    known = {*(f"{name}.json" for name in (*BLOCKS, "frontier", FACTS)), *(f"{name}.png" for name in FIGURES)}
     return stale + [f"{FOLDER}/{path.name}" for path in sorted((root / FOLDER).iterdir()) if path.name not in known]
 
 
 def write(root: Path = ROOT) -> None:
     """Fill in the page and draw the pictures whose measurements are others."""
     stale = check(root)
-    for name, figure in FIGURES.items():
+    for name, (figure, _) in FIGURES.items():
         if f"{FOLDER}/{name}.png" in stale:
-            drawn = figure(measured(name, root))
+            drawn = figure(*_runs(name, root))
             drawn.savefig(root / FOLDER / f"{name}.png", dpi=120, metadata={"Source": digest(name, root)})
     (root / PAGE).write_text(page(root), encoding="utf-8", newline="\n")
 

@@ -39,11 +39,16 @@ growth() {
         mobilevitv3_050 mobilevit_wide_xxs casvit_xs edgevit_xxs efficientmod_xxs $THEIRS \
         --img-size 128 224 512 1024 --threads 1 --rounds 15 --seconds 60
 }
+# What the first picture shows, for 224 pixels: the smallest of each family with a claim, and timm's.
+frontier() {
+    bench frontier cloformer_xxs casvit_xs edgevit_xxs efficientmod_xxs recnext_m0 recnext_a0 mobilevitv3_xxs \
+        mobilevitv3_050 cloformer_xs cloformer_s $THEIRS --backend eager openvino --threads 1 --rounds 15 --seconds 60
+}
 batches() { bench batches cloformer_xxs $THEIRS --batch-size 1 4 16 --threads 1 --rounds 7 --seconds 60; }
 large() {
     bench large cloformer_xxs cloformer_xxs_local growth:first_wide growth:wide_windows growth:first_local \
         growth:halved --backend eager --img-size 512 1024 --threads 1 2 --rounds 15 --seconds 60
 }
 
-[ $# -gt 0 ] || set -- authors cpu_eval int8 cpu_train growth batches large
+[ $# -gt 0 ] || set -- authors cpu_eval int8 cpu_train growth frontier batches large
 for part in "$@"; do "$part"; done

@@ -137,20 +137,30 @@ def _source(config: dict[str, Any]) -> str:
 
 
 def _row(variant: str, config: dict[str, Any]) -> list[str]:
-    levels = _levels(variant)
     published = config["published"]
     return [
-        f"`{Path(_file_name(variant)).stem}`",
+        _name(variant),
+        str(published["imagenet_1k_top1"]) if published else "",
         f"{config['params'] / 1e6:.2f}",
         f"{config['gmacs']:.3f}",
-        " x ".join(map(str, config["input_size"][1:])),
-        str(config["num_classes"]),
-        "-".join(map(str, levels.channels())),
-        "-".join(map(str, levels.reduction())),
-        str(published["imagenet_1k_top1"]) if published else "",
-        f"`{config['tag']}`" if _weights(config) else "none published",
-        _source(config),
+        _size(config),
+        f"`{config['tag']}`" if _weights(config) else "none",
     ]
+
+
+def _detail(variant: str, config: dict[str, Any]) -> list[str]:
+    levels = _levels(variant)
+    channels, strides = ("-".join(map(str, values)) for values in (levels.channels(), levels.reduction()))
+    return [_name(variant), str(config["num_classes"]), channels, strides, _source(config)]
+
+
+def _name(variant: str) -> str:
+    return f"`{Path(_file_name(variant)).stem}`"
+
+
+def _size(config: dict[str, Any]) -> str:
+    """Return the image's side where it is square, or both."""
+    return " x ".join(map(str, dict.fromkeys(config["input_size"][1:])))
 
 
 def _weights(config: dict[str, Any]) -> str:
@@ -167,10 +177,8 @@ def _weights(config: dict[str, Any]) -> str:
 
 def _tags(configs: dict[str, dict[str, Any]]) -> str:
     """Return the table of tags that have weights: where, under which licence, what is claimed and what is known."""
-    rows = [
-        ["name.tag", "weights", "licence", "image", "classes", "top-1, %: claimed of this file", "digest"],
-        ["---", "---", "---", "---", "---:", "---:", "---"],
-    ]
+    titles = ["name.tag", "claimed top-1 (%)", "weights", "image (px)", "classes", "licence", "digest"]
+    rows = []
     for variant, config in configs.items():
         file = config["file"] or {}
         if where := _weights(config):
@@ -180,23 +188,31 @@ def _tags(configs: dict[str, dict[str, Any]]) -> str:
             rows.append(
                 [
                     f"`{variant}`",
-                    where,
-                    config["license"] or "not stated",
-                    " x ".join(map(str, config["input_size"][1:])),
-                    str(config["num_classes"]),
                     str(published["imagenet_1k_top1"]) if published else "",
+                    where,
+                    _size(config),
+                    str(config["num_classes"]),
+                    config["license"] or "not stated",
                     "pinned" if known else f"{digits}..." if digits else "not known yet",
                 ]
             )
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return _markdown(titles, rows, ".:.::..")
 
 
 def _table(configs: dict[str, dict[str, Any]]) -> str:
-    header = ["name", "params (M)", "GMACs", "image", "classes", "channels", "strides"]
-    header += ["top-1, %: the authors' claim", "weights", "source"]
-    align = ["---", "---:", "---:", "---:", "---:", "---", "---", "---:", "---", "---"]
-    rows = [header, align, *(_row(variant, config) for variant, config in configs.items())]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    """Return what one chooses by, as wide as a page, and below, folded, what else there is to know."""
+    chosen = ["name", "claimed top-1 (%)", "params (M)", "GMACs", "image (px)", "weights"]
+    rows = [_row(variant, config) for variant, config in configs.items()]
+    details = ["name", "classes", "channels", "strides", "source"]
+    more = [_detail(variant, config) for variant, config in configs.items()]
+    folded = f"<summary>Classes, channels, strides and sources</summary>\n\n{_markdown(details, more, '.:...')}"
+    return f'{_markdown(chosen, rows, ".::::.")}\n\n<details markdown="1">\n{folded}\n\n</details>'
+
+
+def _markdown(titles: list[str], rows: list[list[str]], align: str) -> str:
+    """Return a table, its columns aligned to the right where `align` has a colon."""
+    marks = ["---:" if mark == ":" else "---" for mark in align]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (titles, marks, *rows))
 
 
 def _page(path: Path, text: str, table: str, begin: str = BEGIN, end: str = END) -> str:

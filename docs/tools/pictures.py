@@ -1,9 +1,15 @@
 """Draw the pictures of the pages under docs/learn: `python docs/tools/pictures.py [NAME ...]`, with the extra `demo`.
 
-The one of distillation is drawn by `distill_digits.py`, from what it measured.
+The one of distillation is drawn by `distill_digits.py`, from what it measured. `page` is what a phone shows of the page
+for browsers; it takes playwright, Chromium and npm's file of ONNX Runtime Web, as `make page-test` does:
+
+    ZOO_CHROMIUM=/usr/bin/chromium ZOO_ORT_WEB=onnxruntime-web-VERSION.tgz python docs/tools/pictures.py page
 """
 
 import argparse
+import os
+import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -69,17 +75,24 @@ def mobilevit_block(path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _attention_over_a_digit(path: Path, model: str, digit: str, **options: Any) -> None:
-    """Train a model on digits and draw what it attends to over one that it has not seen."""
+def _trained(folder: str, model: str, **options: Any) -> str:
+    """Train a model on digits, and return its folder; the digits are beside it."""
     from timm_mobilevit_zoo.demo import DIGITS, write_digits
-    from timm_mobilevit_zoo.maps import draw_file
     from timm_mobilevit_zoo.train import train
 
+    write_digits(f"{folder}/digits")
+    train(f"{folder}/digits", model=model, output=f"{folder}/run", **DIGITS | dict(workers=0) | options)
+    return f"{folder}/run"
+
+
+def _attention_over_a_digit(path: Path, model: str, digit: str, **options: Any) -> None:
+    """Train a model on digits and draw what it attends to over one that it has not seen."""
+    from timm_mobilevit_zoo.maps import draw_file
+
     with tempfile.TemporaryDirectory() as folder:
-        write_digits(f"{folder}/digits")
-        train(f"{folder}/digits", model=model, output=f"{folder}/run", **DIGITS | dict(workers=0) | options)
+        run = _trained(folder, model, **options)
         image = min(Path(folder, "digits", "val", digit).iterdir())
-        draw_file(f"{folder}/run", str(image), output=str(path), overwrite=True)
+        draw_file(run, str(image), output=str(path), overwrite=True)
     with Image.open(path) as picture:
         small = picture.convert("RGB").quantize(256)  # a quarter of the file; nobody sees the difference
     small.save(path, optimize=True)
@@ -87,7 +100,7 @@ def _attention_over_a_digit(path: Path, model: str, digit: str, **options: Any) 
 
 def cloformer_attnconv(path: Path) -> None:
     """Draw the gates and the pooled attention of a CloFormer that was trained on digits of 128 x 128 pixels."""
-    _attention_over_a_digit(path, "cloformer_xxs", "3", img_size=128, epochs=8)
+    _attention_over_a_digit(path, "cloformer_xxs", "3", img_size=128, epochs=3, warmup_epochs=1)
 
 
 def vit_from_scratch(path: Path) -> None:
@@ -95,10 +108,48 @@ def vit_from_scratch(path: Path) -> None:
     _attention_over_a_digit(path, "vit_nano_patch4_32", "3", img_size=32, epochs=30, lr=3e-3)
 
 
+def page(path: Path) -> None:
+    """Draw what a phone shows of the page for browsers: a digit, its classes and the map that the page begins with."""
+    from timm_mobilevit_zoo.page import page as write_page
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = _trained(folder, "cloformer_xxs", img_size=64, epochs=3, warmup_epochs=1)
+        write_page([run], output=f"{folder}/site", runtime=os.environ["ZOO_ORT_WEB"])
+        photograph(Path(folder, "site"), min(Path(folder, "digits", "val", "3").iterdir()), path)
+
+
+def photograph(site: Path, image: Path, path: Path) -> None:
+    """Write what a phone shows of a page down to its classes, once it has an image.
+
+    Args:
+        site: The page's folder.
+        image: Image file.
+        path: Picture to write.
+    """
+    from playwright.sync_api import expect, sync_playwright
+
+    command = [sys.executable, "-m", "timm_mobilevit_zoo", "page", "-o", str(site), "--serve"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, sync_playwright() as playwright:
+        assert server.stdout is not None
+        browser = playwright.chromium.launch(executable_path=os.environ["ZOO_CHROMIUM"], args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": 390, "height": 844})
+        tab.goto(server.stdout.readline().split()[0])
+        expect(tab.locator("#status")).to_have_text("Ready", timeout=120_000)
+        tab.set_input_files("#file", image)
+        tab.check("#show")
+        expect(tab.locator("#kind")).to_contain_text(": ", timeout=120_000)
+        tab.evaluate("document.activeElement.blur()")
+        end = tab.locator("#classes").evaluate("one => one.closest('section').getBoundingClientRect().bottom")
+        tab.screenshot(path=path, full_page=True, clip={"x": 0, "y": 0, "width": 390, "height": int(end) + 12})
+        browser.close()
+        server.send_signal(signal.SIGINT)
+
+
 PICTURES: dict[str, Callable[[Path], None]] = {
     "mobilevit-block": mobilevit_block,
     "cloformer-attnconv": cloformer_attnconv,
     "vit-from-scratch": vit_from_scratch,
+    "page": page,
 }
 
 

@@ -27,6 +27,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112  # the number of that tag
+# Where Pillow looks for an orientation too, and no browser does: what stands only there is not heeded.
+_ELSEWHERE = ("xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 _PAPER = 255  # behind what is transparent lies white, as on paper and on most pages; the page's app.js fills the same
 _DARKEST = 1 << 14  # of 16 bits: what holds nothing lighter was counted in fewer bits, and would be all but black
 _RESIZED = 1 << 25  # pixels, at most, of an image resized for a network's square to be cut out of it
@@ -54,14 +56,13 @@ def read_image(path: str | Path, mode: str) -> Image.Image:
         if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would be to wait for its writer
             raise _PictureError("it is not a regular file")
         with Image.open(path) as file:
-            return _pixels(file, mode)
+            return _pixels(_upright(file), mode)
     except Exception as error:  # Pillow's plugins raise whatever their format's parser meets
         reason = str(error) if isinstance(error, _PictureError) else f"{type(error).__name__}: {error}"
         raise ValueError(f"{path} cannot be read: {reason}") from error
 
 
 def _pixels(image: Image.Image, mode: str) -> Image.Image:
-    image = _upright(image)
     if image.mode.startswith(("F", "I")):
         image = _eight_bits(image)
     elif image.has_transparency_data:
@@ -74,11 +75,17 @@ def _pixels(image: Image.Image, mode: str) -> Image.Image:
 
 def _upright(file: Image.Image) -> Image.Image:
     file.load()  # of some formats the tags lie behind the pixels
+    for key in _ELSEWHERE:
+        file.info.pop(key, None)
     try:
         orientation = file.getexif().get(_ORIENTATION)
     except Exception:  # malformed tags, of which Pillow has an error for each, do not make the pixels unreadable
         orientation = None
-    return file.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else file
+    if orientation not in _UPRIGHT:
+        return file
+    upright = file.transpose(_UPRIGHT[orientation])
+    upright.info.pop("exif", None)  # which Pillow copies: whoever reads the tag again would turn the photo once more
+    return upright
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -122,7 +129,9 @@ def data_config(network: Any, **wanted: Any) -> dict[str, Any]:
 
 
 class Pixels:
-    """An image that somebody else opened, as `read_image` returns it, for timm's resize and crop to follow.
+    """An image that somebody else opened, in the pixels that `read_image` returns, for timm's transform to follow.
+
+    It is not turned: `read_image` has done so, and what a data set of timm's opens stays as timm opens it.
 
     Args:
         config: A data config, as `data_config` gives it.

@@ -2,7 +2,8 @@
 
 import math
 import sys
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,14 +15,24 @@ from timm_mobilevit_zoo.common.files import replacing
 from timm_mobilevit_zoo.common.images import data_config, reader
 from timm_mobilevit_zoo.common.quiet import quiet
 from timm_mobilevit_zoo.models.copies import unwrapped
-from timm_mobilevit_zoo.models.loading import load, load_checkpoint
+from timm_mobilevit_zoo.models.loading import load, load_checkpoint, words_of
 from timm_mobilevit_zoo_cli.checks import check, plain
 from timm_mobilevit_zoo_cli.text import printable
 
-from .places import find_vit, locate, received
-from .recording import Layer, record
+from .panels import KINDS, Panel, choose, is_flat, panels_of, rolled_out
+from .recording import Layer, record, run
 
-__all__ = ["KINDS", "attention_maps", "draw", "draw_file", "panels_of", "rollout"]
+__all__ = ["attention_maps", "draw", "draw_file", "rollout"]
+
+SHOWN = 7  # panels beside the image, where not all are asked for
+TOP = 3  # classes told below the image
+
+
+class Figure(NamedTuple):
+    """A picture, and what is left out of it."""
+
+    drawn: Any  # matplotlib's
+    left_out: list[str]  # lines
 
 
 def attention_maps(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
@@ -67,7 +78,7 @@ def rollout(model: nn.Module, x: Tensor) -> Tensor:
     """
     network = unwrapped(model)
     layers = record(network, x)
-    rolled = _rollout(network, x, layers)
+    rolled = rolled_out(network, x, layers)
     if rolled is None:
         raise ValueError(
             f"{type(network).__name__} has no roll-out: it takes a class token and maps that are all tokens x tokens, "
@@ -76,24 +87,27 @@ def rollout(model: nn.Module, x: Tensor) -> Tensor:
     return rolled
 
 
-def draw(model: nn.Module, x: Tensor) -> Any:
-    """Draw what each layer attends to over one image; return a matplotlib `Figure`, to be shown or saved.
+def draw(model: nn.Module, x: Tensor, *, all_layers: bool = False) -> Any:
+    """Draw what layers attend to over one image; return a matplotlib `Figure`, to be shown or saved.
 
-    There is a panel for each layer. For a model with a class token it shows that token's attention to the patches, mean
-    over heads, and a last panel shows the roll-out; for others the attention that each position receives, mean over
-    heads and queries; for a gate its mean over channels, around 0. Each panel has a scale of its own, told by its bar.
-    Where nobody knows how the keys lie, as in many of timm's other networks, a panel shows queries x keys.
+    The first panel is the image itself, with its likeliest classes. Then come those seven maps on which a person sees
+    most, by their spread and the number of their cells, or all. For a model with a class token a map shows that token's
+    attention to the patches, mean over heads, and the last one the roll-out; for others the attention that each
+    position receives, mean over heads and queries; for a gate its mean over channels, around 0. Each panel has a scale
+    of its own, told by its bar. Where nobody knows how the keys lie, as in many of timm's other networks, a panel shows
+    queries x keys. Maps that are the same everywhere, as attention to a single key is, are named and not drawn.
 
     Args:
         model: As for `attention_maps`.
         x: One image as the model takes it, `(1, C, H, W)`, normalised as the model's data config says.
+        all_layers: Draw every map but those that are the same everywhere.
 
     Raises:
         ValueError: For more than one image, and as `attention_maps`.
         ModuleNotFoundError: Without the extra `viz`.
     """
     network = unwrapped(model)
-    return _figure(network, x, record(network, x))
+    return _figure(network, x, *run(network, x), all_layers, "").drawn
 
 
 def draw_file(
@@ -104,10 +118,11 @@ def draw_file(
     pretrained: bool = False,
     checkpoint: str = "",
     img_size: int | tuple[int, int] | None = None,
+    all_layers: bool = False,
     trust: bool = False,
     overwrite: bool = False,
 ) -> dict[str, tuple[int, ...]]:
-    """Draw what each layer of a model attends to over an image.
+    """Draw an image, its likeliest classes and what layers of a model attend to over it.
 
     Args:
         model: Folder that train left, or a registered name, whose weights are random unless others are asked for.
@@ -116,6 +131,7 @@ def draw_file(
         pretrained: Give a name the weights that it stands for; they may be downloaded.
         checkpoint: Give a name the weights in this file, the authors' or ours.
         img_size: Side of the square input, or its height and width, in pixels; the model's own where not given.
+        all_layers: Draw every layer, not only those on which a person sees most.
         trust: Load a folder as it stands, without the check of what it holds.
         overwrite: Replace an output file that exists.
 
@@ -146,113 +162,108 @@ def draw_file(
     else:
         network = load(str(folder) if is_folder else model, pretrained=pretrained, trust=trust, img_size=img_size)
     x = reader(data_config(network, img_size=img_size))(image)[None]
-    layers = record(network, x)
-    figure = _figure(network, x, layers)
+    layers, logits = run(network, x)
+    is_random = not (is_folder or pretrained or checkpoint)
+    figure = _figure(network, x, layers, logits, all_layers, f"random weights: {model}" if is_random else "")
     with replacing(target) as part, quiet():  # a font may lack letters of a stranger's names
-        figure.savefig(part, format=target.suffix.lower().removeprefix("."), dpi=150)
+        figure.drawn.savefig(part, format=target.suffix.lower().removeprefix("."), dpi=150)
     shapes = {name: tuple(layer.values.shape) for name, layer in layers.items()}
-    lines = [f"{name}: {shape}" for name, shape in shapes.items()] + [f"drew {target}"]
-    if not (is_folder or pretrained or checkpoint):
+    lines = [f"{name}: {shape}" for name, shape in shapes.items()]
+    lines += [f"{line}; --all-layers draws the others" if "sees most" in line else line for line in figure.left_out]
+    if is_random:
         lines.insert(0, f"the weights of {model} are random, and so are these maps")
+    lines.append(f"drew {target}")
     sys.stdout.writelines(f"{printable(line)}\n" for line in lines)
     return shapes
 
 
-# What the panels show
-
-KINDS = {
-    "class": "attention of the class token to each patch, mean over heads",
-    "received": "attention that each position receives, mean over heads and queries",
-    "gate": "gates, mean over channels",
-    "matrix": "attention, rows of queries and columns of keys, mean over heads",
-    "roll-out": "roll-out over all layers",
-}
+# The figure
 
 
-class _Panel(NamedTuple):
-    title: str
-    kind: str
-    values: Tensor  # (H', W'), of a matrix (Q, K)
-
-
-def _rolled(maps: Iterable[Tensor]) -> Tensor:
-    """Return the share of each input token in each output token, `(B, h, N, N)` a layer to `(B, N, N)`."""
-    shares: Any = None
-    for attn in maps:
-        mixed = 0.5 * attn.mean(1) + 0.5 * torch.eye(attn.shape[-1], dtype=attn.dtype, device=attn.device)
-        mixed = mixed / mixed.sum(-1, keepdim=True)
-        shares = mixed if shares is None else mixed @ shares
-    return shares
-
-
-def _rollout(network: nn.Module, x: Tensor, layers: dict[str, Layer]) -> Tensor | None:
-    vit = find_vit(network, x)
-    if vit is None or not vit.has_class_token:
-        return None
-    located = [locate(layer, vit, len(x)) for layer in layers.values()]
-    maps = [found[0] for found in located if found is not None and found[0].shape[2:] == (vit.tokens, vit.tokens)]
-    return _rolled(maps)[:, 0][:, vit.keys] if len(maps) == len(layers) else None
-
-
-def panels_of(network: nn.Module, x: Tensor, layers: dict[str, Layer]) -> list[_Panel]:
-    """Return what there is to show of one image, `x` `(1, C, H, W)`, for which `record` returned `layers`."""
-    vit = find_vit(network, x)
-    panels = []
-    for name, layer in layers.items():
-        found = locate(layer, vit, len(x))
-        if layer.is_gate:
-            panels.append(_Panel(name, "gate", layer.values[0].float().mean(0)))
-        elif found is None:
-            panels.append(_Panel(name, "matrix", layer.values.float().mean((0, 1))))
-        elif vit is not None and vit.has_class_token and layer.frame is None:
-            attn, keys = found
-            panels.append(_Panel(name, "class", attn.mean(1)[0, 0][keys]))
-        else:
-            panels.append(_Panel(name, "received", received(*found, len(x))[0]))
-    rolled = _rollout(network, x, layers)
-    return panels if rolled is None else [*panels, _Panel("roll-out", "roll-out", rolled[0])]
-
-
-def _grey(network: nn.Module, x: Tensor) -> Tensor:
-    """Return the image `(H, W)` in 0..1, what the network's data config did to it undone."""
+def _picture(network: nn.Module, x: Tensor) -> Tensor:
+    """Return the image `(C, H, W)` in 0..1, what the network's data config did to it undone."""
     config = data_config(network)
     mean, std = (torch.tensor(config[key]) for key in ("mean", "std"))
     if len(mean) != x.shape[1]:
         mean, std = mean.mean(), std.mean()
-    return (x[0].detach().float().cpu() * std.view(-1, 1, 1) + mean.view(-1, 1, 1)).mean(0).clamp(0, 1)
+    return (x[0].detach().float().cpu() * std.view(-1, 1, 1) + mean.view(-1, 1, 1)).clamp(0, 1)
 
 
-def _figure(network: nn.Module, x: Tensor, layers: dict[str, Layer]) -> Any:
+def _top(network: Any, logits: Any) -> str:
+    """Return the likeliest classes of an image, a line each; nothing for a network that tells none."""
+    count = getattr(network, "num_classes", 0)
+    if not isinstance(logits, Tensor) or not count or logits.shape != (1, count):
+        return ""
+    labels = (words_of(network) if hasattr(network, "pretrained_cfg") else None) or range(count)
+    shares, indices = logits[0].float().softmax(0).topk(min(TOP, count))
+    pairs = zip(indices.tolist(), shares.tolist(), strict=True)
+    return "\n".join(
+        f"{textwrap.shorten(printable(str(labels[i])), 28, placeholder='…')} {100 * share:.1f}%" for i, share in pairs
+    )
+
+
+def _figure(network: nn.Module, x: Tensor, layers: dict[str, Layer], output: Any, every: bool, note: str) -> Figure:
+    """Return the figure, and lines that tell what is left out of it."""
     if len(x) != 1:
         raise ValueError(f"x has {len(x)} images; a figure shows one")
-    panels, grey = panels_of(network, x, layers), _grey(network, x)
-    H, W = grey.shape
-    counts = range(math.ceil(len(panels) ** 0.5), math.ceil((2 * len(panels)) ** 0.5) + 1)
-    columns = min(counts, key=lambda count: -len(panels) % count)  # as few empty places as can be
-    rows = math.ceil(len(panels) / columns)
-    size = (2.4 * columns, (1.7 * H / W + 0.3) * rows + 0.3)  # inches: room for titles and for the bars' numbers
+    panels, picture = panels_of(network, x, layers), _picture(network, x)
+    _, H, W = picture.shape
+    shown = [panel for panel in panels if not is_flat(panel)] if every else choose(panels, SHOWN)
+    told = _left_out(panels, shown)
+    places = 1 + len(shown)
+    counts = range(math.ceil(places**0.5), math.ceil((2 * places) ** 0.5) + 1)
+    columns = min(counts, key=lambda count: -places % count)  # as few empty places as can be
+    rows = math.ceil(places / columns)
+    size = (2.4 * columns, (1.7 * H / W + 0.3) * rows + 0.6)  # inches: room for titles and for the bars' numbers
     figure = require("matplotlib.figure", "viz").Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
-    for (title, kind, values), axis in zip(panels, axes, strict=False):
-        options: dict[str, Any] = {"cmap": "viridis", "interpolation": "nearest"}
-        if kind == "matrix":
-            options |= {"aspect": "auto"}  # far more queries than keys, often
-        else:
-            axis.imshow(grey.numpy(), cmap="gray", vmin=0, vmax=1, extent=(0, W, H, 0))
-            options |= {"extent": (0, W, H, 0), "alpha": 0.6}
-        limit = float(values.abs().max())
-        if kind == "gate":
-            options |= {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
-        else:  # differences below a hundredth are not worth all colours
-            options |= {"vmin": min(float(values.min()), 0.99 * limit), "vmax": limit}
-        drawn = axis.imshow(values.cpu().numpy(), **options)
-        axis.set_title(title, fontsize=7, parse_math=False)  # names are no formulas
-        axis.set(xticks=[], yticks=[])
-        bar = figure.colorbar(drawn, ax=axis, shrink=0.9, format="%.4g")
-        bar.ax.tick_params(labelsize=6)
-        bar.ax.locator_params(nbins=5)
-    for axis in list(axes):  # places of the grid that no panel took
+    first, *others = figure.subplots(rows, columns, squeeze=False).flat
+    pixels = picture if len(picture) == 3 else picture.mean(0, keepdim=True).expand(3, -1, -1)
+    first.imshow(pixels.permute(1, 2, 0).numpy(), extent=(0, W, H, 0), interpolation="nearest")
+    first.set_title("the image", fontsize=7)
+    first.set(xticks=[], yticks=[])
+    first.set_xlabel(_top(network, output), fontsize=7, parse_math=False)
+    for panel, axis in zip(shown, others, strict=False):
+        _draw_panel(figure, axis, panel, picture.mean(0))
+    for axis in others[len(shown) :]:  # places of the grid that no panel took
         axis.set_axis_off()
-    shown = {panel.kind for panel in panels}
-    figure.suptitle("; ".join(text for kind, text in KINDS.items() if kind in shown), fontsize=8, wrap=True)
-    return figure
+    kinds = {panel.kind for panel in shown}
+    lines = [note, "; ".join(text for kind, text in KINDS.items() if kind in kinds), *told]
+    figure.suptitle(
+        "\n".join(textwrap.fill(line, 36 * columns) for line in lines if line), fontsize=8, parse_math=False
+    )
+    return Figure(figure, told)
+
+
+def _draw_panel(figure: Any, axis: Any, panel: Panel, grey: Tensor) -> None:
+    """Draw a map over the image, `grey` `(H, W)`, with a scale of its own."""
+    H, W = grey.shape
+    options: dict[str, Any] = {"cmap": "viridis", "interpolation": "nearest"}
+    if panel.kind == "matrix":
+        options |= {"aspect": "auto"}  # far more queries than keys, often
+    else:
+        axis.imshow(grey.numpy(), cmap="gray", vmin=0, vmax=1, extent=(0, W, H, 0))
+        options |= {"extent": (0, W, H, 0), "alpha": 0.6}
+    values = panel.values
+    limit = float(values.abs().max())
+    if panel.kind == "gate":
+        options |= {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
+    else:  # differences below a hundredth are not worth all colours
+        options |= {"vmin": min(float(values.min()), 0.99 * limit), "vmax": limit}
+    drawn = axis.imshow(values.cpu().numpy(), **options)
+    axis.set_title(panel.title, fontsize=7, parse_math=False)  # names are no formulas
+    axis.set(xticks=[], yticks=[])
+    bar = figure.colorbar(drawn, ax=axis, shrink=0.9, format="%.4g")
+    bar.ax.tick_params(labelsize=6)
+    bar.ax.locator_params(nbins=5)
+
+
+def _left_out(panels: Sequence[Panel], shown: Sequence[Panel]) -> list[str]:
+    """Return lines that tell which panels are not shown, and why."""
+    flat = [panel.title for panel in panels if is_flat(panel)]
+    others = len(panels) - len(shown) - len(flat)
+    lines = []
+    if others:
+        lines.append(f"{len(shown)} of {len(panels)} maps are shown, those on which a person sees most")
+    if flat:
+        lines.append(f"left out, the same everywhere, as attention to a single key is: {', '.join(flat)}")
+    return lines

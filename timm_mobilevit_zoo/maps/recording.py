@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from timm_mobilevit_zoo.models.copies import twin
 from timm_mobilevit_zoo.models.traits import keys_at
 
-__all__ = ["Layer", "record"]
+__all__ = ["Layer", "record", "run"]
 
 
 class Layer(NamedTuple):
@@ -30,6 +30,11 @@ class Layer(NamedTuple):
 
 def record(network: nn.Module, x: Tensor) -> dict[str, Layer]:
     """Run a network, as `attention_maps` says, and return its layers by name, in order of execution."""
+    return run(network, x)[0]
+
+
+def run(network: nn.Module, x: Tensor) -> tuple[dict[str, Layer], Any]:
+    """Return what `record` does, and the network's output."""
     if not isinstance(x, Tensor) or x.dim() != 4:
         what = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"x={what} must be a batch of images (B, C, H, W)")
@@ -64,7 +69,7 @@ def record(network: nn.Module, x: Tensor) -> dict[str, Layer]:
         if getattr(module, "fused_attn", False) is True:
             module.fused_attn = False
     with torch.no_grad():
-        own(x)
+        output = own(x)
     for name, layer in layers.items():
         if not torch.isfinite(layer.values).all():
             raise ValueError(f"{name} is not finite: x or the weights are not, or too large for {layer.values.dtype}")
@@ -74,7 +79,7 @@ def record(network: nn.Module, x: Tensor) -> dict[str, Layer]:
             f"{type(network).__name__} has no attention that timm's convention shows: rows that sum to 1 on their way "
             "through a child attn_drop; CloFormer, ViT, DeiT, Swin and MobileViT have it"
         )
-    return layers
+    return layers, output
 
 
 def _is_map(layer: Layer) -> bool:

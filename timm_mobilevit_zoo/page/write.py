@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from timm_mobilevit_zoo.export import to_onnx
 from timm_mobilevit_zoo.export.format import INPUT
 from timm_mobilevit_zoo.export.formats import FORMATS
 from timm_mobilevit_zoo.export.task import TOLERANCE
-from timm_mobilevit_zoo.maps.drawing import KINDS, panels_of
+from timm_mobilevit_zoo.maps.panels import KINDS, panels_of
 from timm_mobilevit_zoo.maps.recording import record
 from timm_mobilevit_zoo.models.loading import load
 from timm_mobilevit_zoo_cli.checks import INDEX, check, plain
@@ -58,8 +58,9 @@ def page(
         trust: Load folders as they stand, without the check of what they hold.
 
     Returns:
-        What the page reads first: `models`, each with its `name`, `file`, `bytes`, `manifest` and `maps` (None without
-        recorded attention), the `runtime` with its `version` and `files`, and `versions`.
+        What the page reads first: `models`, each with its `name`, `file`, `bytes`, `manifest`, `maps` (None without
+        recorded attention) and whether its weights are `random`; the `runtime` with its `version` and `files`; and
+        `versions`.
 
     Raises:
         ValueError: For arguments that cannot work, before any work, and for a file that computes something else.
@@ -86,15 +87,20 @@ def page(
     parts = None if fetch_runtime else ortweb.read(Path(runtime))
     with claiming(target, "output"):
         check("page", options)  # another may have written it since
-        networks = {name: _load(model, pretrained, trust) for name, model in zip(_names(models), models, strict=True)}
+        named = dict(zip(_names(models), models, strict=True))
+        networks = {name: _load(model, pretrained, trust) for name, model in named.items()}
+        fresh = set() if pretrained else {name for name, model in named.items() if not Path(model).exists()}
         if parts is None:
             with tempfile.TemporaryDirectory() as scratch:
                 parts = ortweb.fetch(Path(scratch))
         with appearing(target) as part:
-            return _fill(part, networks, parts, {"images": images, "on_broken": on_broken} if images else {})
+            compared = {"images": images, "on_broken": on_broken} if images else {}
+            return _fill(part, networks, parts, compared, fresh)
 
 
-def _fill(part: Path, networks: dict[str, Any], parts: dict[str, bytes], compared: dict[str, Any]) -> dict[str, Any]:
+def _fill(
+    part: Path, networks: dict[str, Any], parts: dict[str, bytes], compared: dict[str, Any], fresh: Collection[str]
+) -> dict[str, Any]:
     """Write all files of a page into an empty folder, and return what the page reads first."""
     shutil.copytree(Path(__file__).with_name("assets"), part, dirs_exist_ok=True)
     html = part / "index.html"
@@ -105,7 +111,10 @@ def _fill(part: Path, networks: dict[str, Any], parts: dict[str, bytes], compare
         (part / "runtime" / name).write_bytes(content)
     (part / "LICENSE.onnxruntime").replace(part / "runtime" / "LICENSE")
     index = {
-        "models": [_write(name, network, part / INDEX.parent, compared) for name, network in networks.items()],
+        "models": [
+            _write(name, network, part / INDEX.parent, compared) | {"random": name in fresh}
+            for name, network in networks.items()
+        ],
         "runtime": {"version": ortweb.VERSION, "files": {name: len(content) for name, content in parts.items()}},
         "versions": {"timm_mobilevit_zoo": __version__, "timm": timm.__version__, "torch": torch.__version__},
     }
@@ -177,7 +186,7 @@ class _Maps(nn.Module):
         panels = [one for one in panels_of(self.network, x, record(self.network, x)) if one.kind != "matrix"]
         self.told = [
             {"output": f"map{i}", "title": one.title, "kind": one.kind, "text": KINDS[one.kind]}
-            | {"shape": [int(side) for side in one.values.shape]}
+            | {"shape": [int(side) for side in one.values.shape], "cells": list(one.cells)}
             for i, one in enumerate(panels)
         ]
         return tuple(one.values for one in panels)

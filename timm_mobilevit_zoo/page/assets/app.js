@@ -1,8 +1,9 @@
 // The page itself: what the reader presses, and what is shown for it.
 import { Engine } from "./engine.js";
-import { drawMap, drawScale, isFlat, range } from "./overlay.js";
+import { clarity, drawMap, drawScale, isFlat, range } from "./overlay.js";
 import { geometry } from "./preprocess.js";
 import { drawChart, fillTable, measure, report } from "./timing.js";
+import { lying, turn } from "./upright.js";
 
 const TOP = 5;
 const CANVAS = 16e6; // pixels; some phones' canvases end there
@@ -82,7 +83,8 @@ async function choose(number) {
   const [, , H, W] = input.shape;
   const count = output.shape.at(-1);
   $("about").textContent =
-    `${architecture}: ${W} × ${H} pixels, ${count} classes${labels ? "" : " without names"}, ${mebi(model.bytes)} MiB`;
+    `${architecture}: ${W} × ${H} pixels, ${count} classes${labels ? "" : " without names"}, ${mebi(model.bytes)} MiB` +
+    (model.random ? "; random weights" : "");
   const maps = model.maps?.outputs ?? [];
   $("attention").hidden = !maps.length;
   $("no-attention").hidden = Boolean(maps.length);
@@ -92,37 +94,41 @@ async function choose(number) {
   if (state.picture) await classify();
 }
 
-/** The map to begin with: the roll-out, or else the last of 4 x 4 cells that are not all alike; gates come after. */
+/** The map to begin with: the roll-out, or else the clearest of at least 4 x 4 cells, where any has so many. */
 function foremost(maps, values) {
-  const rough = ({ shape }) => Math.min(...shape) >= 4;
-  const ranks = maps.map((map) =>
-    [map.kind === "roll-out", !isFlat(values[map.output].data), rough(map), map.kind !== "gate"].map(Number).join(""),
-  );
-  return ranks.lastIndexOf([...ranks].sort().at(-1));
+  const ranks = maps.map(({ kind, cells, output }) => {
+    const clear = clarity(Array.from(values[output].data), cells);
+    return [clear > 0, kind === "roll-out", Math.min(...cells) >= 4, clear].map(Number);
+  });
+  const isLess = (a, b) => a.map((value, i) => value - b[i]).find((less) => less) < 0;
+  return ranks.reduce((best, rank, i) => (isLess(ranks[best], rank) ? i : best), 0);
 }
 
-/** Read the pixels of an image or video frame, smaller where a canvas could not hold them. */
-function pixelsOf(source, width, height) {
+/** Read the pixels of an image or video frame, upright, smaller where a canvas could not hold them. */
+function pixelsOf(source, width, height, orientation = 1) {
   const fit = Math.min(1, Math.sqrt(CANVAS / (width * height)));
   const canvas = document.createElement("canvas");
   const sides = [width, height].map((side) => Math.max(1, Math.floor(side * fit)));
-  Object.assign(canvas, { width: sides[0], height: sides[1] });
+  const [across, down] = orientation > 4 ? [sides[1], sides[0]] : sides;
+  Object.assign(canvas, { width: across, height: down });
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.fillStyle = "white"; // behind what is transparent, as Python's read_image has it
   context.fillRect(0, 0, canvas.width, canvas.height);
-  context.drawImage(source, 0, 0, canvas.width, canvas.height);
+  context.transform(...turn(orientation, ...sides));
+  context.drawImage(source, 0, 0, ...sides);
   return { canvas, pixels: context.getImageData(0, 0, canvas.width, canvas.height) };
 }
 
 async function open(file) {
   stopCamera();
   let bitmap;
+  const [content, orientation] = await lying(file);
   try {
-    bitmap = await createImageBitmap(file, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
+    bitmap = await createImageBitmap(content, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
   } catch {
     throw new Error(`${file.name} cannot be read as an image`);
   }
-  state.picture = pixelsOf(bitmap, bitmap.width, bitmap.height);
+  state.picture = pixelsOf(bitmap, bitmap.width, bitmap.height, orientation);
   bitmap.close();
   await classify();
 }
@@ -134,10 +140,10 @@ function showPicture() {
   const [across, down] = [source.width / width, source.height / height];
   const [w, h] = [crop.width * across, crop.height * down];
   const canvas = $("picture");
-  const shrink = Math.min(1, 1024 / Math.max(w, h));
-  Object.assign(canvas, { width: Math.max(1, Math.round(w * shrink)), height: Math.max(1, Math.round(h * shrink)) });
+  // A small picture is shown as smooth as the model sees it, not as a few large pixels.
+  const scale = Math.max(Math.min(1, 1024 / Math.max(w, h)), crop.width / w);
+  Object.assign(canvas, { width: Math.max(1, Math.round(w * scale)), height: Math.max(1, Math.round(h * scale)) });
   canvas.style.aspectRatio = `${crop.width} / ${crop.height}`;
-  canvas.classList.toggle("coarse", canvas.width < 128);
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
   context.drawImage(source, crop.left * across, crop.top * down, w, h, 0, 0, canvas.width, canvas.height);
@@ -204,7 +210,7 @@ async function showAttention() {
   drawMap($("overlay"), state.map);
   drawScale($("scale"), kind);
   [$("low").textContent, $("high").textContent] = range(state.map.values, kind).map((value) => value.toPrecision(3));
-  $("kind").textContent = text + (isFlat(state.map.values) ? "; here it is the same everywhere" : "");
+  $("kind").textContent = `${title}: ${text}` + (isFlat(state.map.values) ? "; here it is the same everywhere" : "");
 }
 
 async function reshow() {
@@ -301,6 +307,7 @@ $("stage").addEventListener("drop", (event) => {
 });
 $("model").addEventListener("change", () => told(() => choose($("model").selectedIndex)));
 $("show").addEventListener("change", () => told(reshow));
+$("strength").addEventListener("input", () => ($("overlay").style.opacity = $("strength").value / 100));
 $("layer").addEventListener("change", () => {
   state.isLayerChosen = true;
   told(reshow);

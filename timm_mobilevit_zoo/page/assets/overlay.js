@@ -26,6 +26,18 @@ export function isFlat(values) {
   return high - low <= 1e-5 * Math.max(Math.abs(low), Math.abs(high));
 }
 
+/**
+ * How much a person sees in a map: the standard deviation as a part of the largest value, times the square root of the
+ * number of cells that are the layer's own, of which one may fill many of the map's. Python's `maps` computes the same.
+ */
+export function clarity(values, cells) {
+  if (isFlat(values)) return 0;
+  const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
+  const variance = values.reduce((sum, value) => sum + (value - mean) ** 2, 0) / values.length;
+  const limit = values.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+  return (Math.sqrt(variance) / limit) * Math.sqrt(cells[0] * cells[1]);
+}
+
 /** Draw a map `{ values, height, width, kind }` into a canvas, a pixel a cell. */
 export function drawMap(canvas, { values, height, width, kind }) {
   const [low, high] = range(values, kind);
