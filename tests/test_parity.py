@@ -27,6 +27,8 @@ from timm_mobilevit_zoo.maps import attention_maps
 from timm_mobilevit_zoo.predict import weights_from
 
 TOLERANCE = 1e-4  # of the recorded tensor's standard deviation
+# Where another eps of a norm, 1e-5 for 1e-6, shows. Levels have the rounding of convolutions with channels last.
+SHARPER = {"logits": 5e-6, "fused_logits": 5e-6, "stem": 5e-6, "feature": 1e-5}
 
 
 def keys(path, prefix=""):
@@ -63,7 +65,7 @@ def compare(path, key, ours):
     assert ours.shape == theirs.shape
     error = ((ours - theirs).abs().max() / theirs.std()).item()
     print(f"{path.stem} {key}: {error:.1e} of a standard deviation")
-    assert error < TOLERANCE
+    assert error < next((sharper for kind, sharper in SHARPER.items() if key.startswith(kind)), TOLERANCE)
 
 
 def test_every_recording_is_of_a_model():

@@ -9,6 +9,7 @@ from .models.edgevit import LocalGlobalLocalAttention
 from .models.efficientmod import EfficientModulation
 from .models.mobilevit_wide import MobileViTAttention
 from .models.mobilevitv3 import MobileViTv3Block
+from .models.moganet import MultiOrderGatedAggregation
 from .models.recnext import RecAttention, RecConv
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "LocalGlobalLocalAttention",
     "MobileViTAttention",
     "MobileViTv3Block",
+    "MultiOrderGatedAggregation",
     "RecAttention",
     "RecConv",
 ]
