@@ -12,6 +12,7 @@ from . import moganet as moganet
 from . import recnext as recnext
 from . import swin32 as swin32
 from . import timm_layers as timm_layers
+from . import van as van
 from . import vit32 as vit32
 from .names import warn_of_taken
 
