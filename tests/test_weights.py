@@ -29,8 +29,29 @@ from timm_mobilevit_zoo.models.places import DRIVE, DRIVE_FOLDER, Place
 
 BIRDS = "casvit_xs.birder_il_common"
 BIRDER = Path(__file__).parent / "golden" / "birder"  # recorded with birder 0.8.4, 371 classes
-WRAPPERS = {"casvit": "model", "efficientmod": "state_dict"}  # of the authors' trainers
-ON_DRIVE = [path for path in RECORDED if path.stem.partition("_")[0] in WRAPPERS]
+
+
+def openmmlab(weights):
+    """A VAN's weights under the names that OpenMMLab's code gives them."""
+    found = {}
+    for key, value in weights.items():
+        key = re.sub(r"^block(\d)", r"blocks\1", re.sub(r"^(patch_embed\d)\.proj\.", r"\1.projection.", key))
+        key = key.replace(".conv0.", ".DW_conv.").replace(".conv_spatial.", ".DW_D_conv.")
+        key = key.replace(".dwconv.dwconv.", ".dwconv.")
+        found[key.replace("head.", "head.fc.") if key.startswith("head.") else f"backbone.{key}"] = value
+    return found
+
+
+# What trainers wrap weights in, by family; and tags in whose files they have other names than their authors'.
+WRAPPERS = {"casvit": "model", "efficientmod": "state_dict", "moganet": "state_dict", "van": "state_dict"}
+LAYOUTS = {"van_b0.openmmlab_in1k": openmmlab}
+DEFAULTS = [f"{path.stem}.{timm.get_pretrained_cfg(path.stem).tag}" for path in RECORDED]
+PLACES = places.places()
+FILES = [
+    variant
+    for variant in [*DEFAULTS, *LAYOUTS]
+    if variant.partition("_")[0] in WRAPPERS and PLACES[variant].kind != "hub"
+]
 
 
 class Host:
@@ -130,31 +151,42 @@ def drive(monkeypatch):
     return types.SimpleNamespace(files=files, folders=folders, asked=asked)
 
 
-@pytest.mark.parametrize("golden", ON_DRIVE, ids=lambda path: path.stem)
-def test_the_authors_file_gives_the_recorded_logits(golden, drive, tmp_path, monkeypatch):
-    cfg = timm.get_pretrained_cfg(golden.stem)
-    content = {WRAPPERS[golden.stem.partition("_")[0]]: author_weights(golden), "epoch": 299}
+@pytest.mark.parametrize("variant", FILES)
+def test_a_file_of_others_gives_the_recorded_logits(variant, drive, host, moved, tmp_path):
+    name, place = variant.partition(".")[0], PLACES[variant]
+    golden = next(path for path in GOLDEN if path.stem == name)
+    content = {WRAPPERS[name.partition("_")[0]]: LAYOUTS.get(variant, dict)(author_weights(golden)), "epoch": 299}
     content["args"] = argparse.Namespace(model="rcvit_xs")
-    if cfg.url.startswith(DRIVE_FOLDER):
+    data, digits = packed(tmp_path, content), places.leading_digits(place.file)
+    if place.kind == "address":
+        host.answers[moved(variant)] = data
+    elif place.url.startswith(DRIVE_FOLDER):
         one, log = (types.SimpleNamespace(id=id, path=f"run/{id}") for id in ("model_best.pth.tar", "summary.csv"))
-        drive.folders[cfg.url.removeprefix(DRIVE_FOLDER)] = [log, one]
-        drive.files[one.id] = packed(tmp_path, content)
+        drive.folders[place.url.removeprefix(DRIVE_FOLDER)] = [log, one]
+        drive.files[one.id] = data
     else:
-        drive.files[cfg.url.removeprefix(DRIVE)] = packed(tmp_path, content)
-    with pytest.warns(UserWarning, match=f"the digest of {cfg.url[:24]}.* is not known.* pin {golden.stem}"):
-        model = timm.create_model(golden.stem, pretrained=True).eval()
+        drive.files[place.url.removeprefix(DRIVE)] = data
+    if digits:  # whose file is not this one
+        with pytest.raises(hub.Refused, match=rf"not {digits}\.\.\., as its name says"):
+            timm.create_model(variant, pretrained=True)
+        moved(variant, {"sha256": hashlib.sha256(data).hexdigest()})
+        model = timm.create_model(variant, pretrained=True).eval()
+    else:
+        with pytest.warns(UserWarning, match=rf"the digest of http.* is not known.* pin {variant}"):
+            model = timm.create_model(variant, pretrained=True).eval()
     assert "state_dict" not in model.pretrained_cfg
-    assert model.pretrained_cfg["url"] == cfg.url
+    assert model.pretrained_cfg["url"] == timm.get_pretrained_cfg(variant).url
     size = int(keys(golden, "logits_")[0].removeprefix("logits_"))
     with torch.inference_mode():
         compare(golden, f"logits_{size}", model(recorded_image(size)))
-    asked = len(drive.asked)
+    asked = len(drive.asked + host.asked)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the second time nothing is said, and nothing asked
-        other = timm.create_model(golden.stem, pretrained=True, num_classes=5, in_chans=1)
+        other = timm.create_model(variant, pretrained=True, num_classes=5, in_chans=1)
     assert other.num_classes == 5
-    assert len(drive.asked) == asked
-    assert [path.name for path in (tmp_path / "torch" / "checkpoints").iterdir()] == [f"{golden.stem}.{cfg.tag}.pth"]
+    assert len(drive.asked + host.asked) == asked
+    (cached,) = (tmp_path / "torch" / "checkpoints").iterdir()
+    assert cached.name == (place.file or f"{variant}.pth")
 
 
 def test_a_drive_without_gdown_says_how_to_go_on(monkeypatch, tmp_path):
@@ -360,7 +392,7 @@ def test_a_pin_is_written_and_then_kept(host, moved, tmp_path, monkeypatch):
         weights.pin(["vit_nano_patch4_32"])
 
 
-# The Hub: RecNeXt's own repositories
+# The Hub: others' own repositories
 
 SUOUS = {"hf_token_of_suous_to_write": ("suous", "write")}
 ASK = """
@@ -387,14 +419,18 @@ print("\\n" + json.dumps(said))
 
 
 @pytest.fixture
-def recnext(tmp_path):
-    """A Hub with the repository of recnext_m0, what it holds there, and what a fresh process says of names."""
-    golden = next(path for path in GOLDEN if path.stem == "recnext_m0")
-    save_file(author_weights(golden), tmp_path / "model.safetensors")
-    files = {"model.safetensors": (tmp_path / "model.safetensors").read_bytes(), "config.json": b"{}"}
+def repository(tmp_path, request):
+    """A Hub with the repository of a name, what it holds there, and what a fresh process says of names."""
+    name = getattr(request, "param", "recnext_m0")
+    golden, place = next(path for path in GOLDEN if path.stem == name), places.place_of(timm.get_pretrained_cfg(name))
+    file = tmp_path / place.file
+    if file.suffix == ".safetensors":
+        save_file(author_weights(golden), file)
+    else:
+        file.write_bytes(packed(tmp_path, {WRAPPERS[name.partition("_")[0]]: author_weights(golden)}))
     torch.save(recorded_image(64), tmp_path / "image.pt")
     with LocalHub(tmp_path / "hub", SUOUS) as local:
-        local.add("suous/recnext_m0.dist_300e_in1k", files)
+        local.add(place.repo_id, {place.file: file.read_bytes(), "config.json": b"{}"})
 
         def ask(*names, home="home", **env):
             done = client(["-c", ASK, str(tmp_path / "image.pt"), *names], local, tmp_path / home, **env)
@@ -404,19 +440,25 @@ def recnext(tmp_path):
         yield golden, local, ask, tmp_path / "home"
 
 
-def test_a_repository_of_others_gives_the_recorded_logits(recnext):
-    golden, local, ask, home = recnext
-    assert ask("recnext_m0") == ["suous/recnext_m0.dist_300e_in1k"]
-    compare(golden, "logits_64", load_file(home / "recnext_m0.safetensors")["logits"])
+@pytest.mark.parametrize(
+    ("repository", "missing"),
+    [("recnext_m0", "recnext_m0.base_300e_in1k"), ("van_b0", "van_b1.in1k")],
+    indirect=["repository"],
+)
+def test_a_repository_of_others_gives_the_recorded_logits(repository, missing):
+    golden, local, ask, home = repository
+    cfg = timm.get_pretrained_cfg(golden.stem)
+    found, said = ask(golden.stem, missing)
+    assert found == cfg.hf_hub_id
+    assert said.startswith(f"HubError: (401) {PLACES[missing]}")
+    compare(golden, "logits_64", load_file(home / f"{golden.stem}.safetensors")["logits"])
     asked = len(local.requests)
-    assert ask("recnext_m0", "recnext_m0.dist_300e_in1k") == ["suous/recnext_m0.dist_300e_in1k"] * 2
+    assert ask(golden.stem, f"{golden.stem}.{cfg.tag}") == [cfg.hf_hub_id] * 2
     assert len(local.requests) == asked  # from the cache, and nothing asked
-    (said,) = ask("recnext_m0.base_300e_in1k")
-    assert said.startswith("HubError: (401) model.safetensors of suous/recnext_m0.base_300e_in1k")
 
 
-def test_a_repository_of_others_that_sends_another_file(recnext):
-    _, local, ask, _ = recnext
+def test_a_repository_of_others_that_sends_another_file(repository):
+    _, local, ask, _ = repository
     local.faults.append({"action": "corrupt", "offset": 100_000, "match": r"safetensors$", "method": "GET", "times": 9})
     local.faults.append({"action": "corrupt", "offset": 100_000, "host": "cdn", "method": "GET", "times": 9})
     (said,) = ask("recnext_m0")
@@ -426,8 +468,8 @@ def test_a_repository_of_others_that_sends_another_file(recnext):
     assert found == "suous/recnext_m0.dist_300e_in1k"
 
 
-def test_the_readmes_first_example_runs_with_such_weights(recnext, tmp_path):
-    _, local, _, home = recnext
+def test_the_readmes_first_example_runs_with_such_weights(repository, tmp_path):
+    _, local, _, home = repository
     page = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
     code = re.search(r"^```py\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[1]
     home.mkdir()

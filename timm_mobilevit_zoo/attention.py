@@ -9,15 +9,19 @@ from .models.edgevit import LocalGlobalLocalAttention
 from .models.efficientmod import EfficientModulation
 from .models.mobilevit_wide import MobileViTAttention
 from .models.mobilevitv3 import MobileViTv3Block
+from .models.moganet import MultiOrderGatedAggregation
 from .models.recnext import RecAttention, RecConv
+from .models.van import LargeKernelAttention
 
 __all__ = [
     "AdditiveTokenMixer",
     "CloAttention",
     "EfficientModulation",
+    "LargeKernelAttention",
     "LocalGlobalLocalAttention",
     "MobileViTAttention",
     "MobileViTv3Block",
+    "MultiOrderGatedAggregation",
     "RecAttention",
     "RecConv",
 ]

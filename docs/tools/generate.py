@@ -86,6 +86,7 @@ def _hub_config(variant: str, old: HubConfig) -> dict[str, Any]:
     family = importlib.import_module(timm.model_entrypoint(cfg.architecture).__module__)
     claims = getattr(family, "published_top1", {})
     top1 = claims.get(f"{cfg.architecture}.{cfg.tag}", None if place_of(cfg) else claims.get(cfg.architecture))
+    by = getattr(family, "claimed_by", {}).get(f"{cfg.architecture}.{cfg.tag}", "authors")
     return {
         "architecture": cfg.architecture,
         "tag": cfg.tag,
@@ -102,7 +103,7 @@ def _hub_config(variant: str, old: HubConfig) -> dict[str, Any]:
         "source_commit": getattr(family, "source_commits", {}).get(cfg.origin_url),
         "paper_ids": cfg.paper_ids,
         "paper_name": cfg.paper_name,
-        "published": None if top1 is None else {"imagenet_1k_top1": top1, "claimed_by": "authors"},
+        "published": None if top1 is None else {"imagenet_1k_top1": top1, "claimed_by": by},
         "file": _file(cfg, old.content.get("file") or {}),
         "hub": old.content["hub"] if old.pins else {"repo_id": None, "revision": None, "sha256": None},
         "probe": _probe(variant, old),

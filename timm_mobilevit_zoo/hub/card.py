@@ -66,6 +66,7 @@ def card_text(config: Mapping[str, Any], card: Mapping[str, Any], found: Mapping
     known: Any = timm.get_pretrained_cfg(name)  # and not what the config says, which a stranger may have written
     if known.paper_name:
         facts.append(f"- Paper: {known.paper_name} ({known.paper_ids})")
+    facts += [f"- Note: {note}" for note in known.notes or ()]
     text = [f"---\n{data.to_yaml()}\n---", f"# {name}", card.get("description", ""), "\n".join(facts)]
     text.append(f"""```python
 import timm

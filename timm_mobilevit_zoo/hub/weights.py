@@ -48,7 +48,7 @@ def weights(pattern: str = "*") -> list[dict[str, Any]]:
 
     Returns:
         For each tag its `name` (with the tag), `place` (`hub`, `address` or `drive`), `source`, `file`, `license`,
-        `top1` (the authors' claim for this file, percent, or None), `bytes`, and `pinned`: whether its digest is known.
+        `top1` (what is claimed for this file, percent, or None), `bytes`, and `pinned`: whether its digest is known.
 
     Raises:
         ValueError: For a pattern that fits no tag.

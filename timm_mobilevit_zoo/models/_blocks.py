@@ -1,17 +1,33 @@
-"""What more than one family uses unchanged: depthwise convolutions, sampled maps, maps cut into MobileViT's patches.
+"""What more than one family uses unchanged: depthwise convolutions, a block, sampled maps, MobileViT's patches.
 
 Shapes: B batch, C or D channels, H x W map, p patch side, P = p * p places in a patch, N patches.
 """
 
+import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.modules import module as _everyones
 
-__all__ = ["depthwise", "depthwise_conv", "every", "fold", "init_layers", "init_linear", "is_exporting", "unfold"]
+from .traits import form_of, scale_of
+
+__all__ = [
+    "ScaledBlock",
+    "depthwise",
+    "depthwise_conv",
+    "every",
+    "fold",
+    "init_convs",
+    "init_layers",
+    "init_linear",
+    "is_exporting",
+    "unfold",
+]
 
 # Measured; others may have no such kernel. Asked once, since graphs cannot.
 _HAS_KERNEL = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
@@ -56,6 +72,7 @@ def depthwise(conv: nn.Module, x: Tensor) -> Tensor:
     if isinstance(x, torch.fx.Proxy) or not _has_faster_gradient(conv, x):
         return conv(x)
     apply = _CompiledDepthwise.apply if torch.compiler.is_compiling() else _Depthwise.apply
+    x = x.contiguous(memory_format=torch.channels_last)  # some channels of such a map are not
     return apply(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation)
 
 
@@ -71,7 +88,7 @@ def _has_faster_gradient(conv: Any, x: Tensor) -> bool:
         and min(conv.kernel_size) >= 5
         and x.device.type == "cpu"
         and x.dtype == conv.weight.dtype == torch.float32
-        and x.is_contiguous(memory_format=torch.channels_last)
+        and (x.is_contiguous(memory_format=torch.channels_last) or (x.dim() == 4 and x.stride(1) == 1))
         and len(x) > 0
         and _HAS_KERNEL
         and not torch.is_autocast_enabled("cpu")
@@ -150,11 +167,71 @@ class _Depthwise(_CompiledDepthwise):
         return conv(of_x, weight, of_bias) + conv(x, of_weight)
 
 
+class ScaledBlock(nn.Module):
+    """Mixer and MLP, each behind a norm, scaled and beside a shortcut. `(B, C, H, W) -> (B, C, H, W)`.
+
+    What the mixer gets from its norm is added to what it makes, before that is scaled.
+
+    Args:
+        dim: Channels `C`.
+        attn: The mixer; its last layer is the convolution `proj`, with a bias.
+        mlp: The MLP.
+        scale: Makes a layer of `dim` channels that multiplies each, as `traits.scales_by` says.
+        drop_path: Stochastic depth of both.
+    """
+
+    def __init__(
+        self, dim: int, attn: nn.Module, mlp: nn.Module, scale: Callable[[int], nn.Module], drop_path: float
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(dim)
+        self.attn = attn
+        self.scale1 = scale(dim)
+        self.norm2 = nn.BatchNorm2d(dim)
+        self.mlp = mlp
+        self.scale2 = scale(dim)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(x)
+        x = x + self.drop_path(self.scale1(self.attn(y) + y))
+        return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
+
+
+@form_of(ScaledBlock, kind="fused")
+class _OneShortcut(nn.Module):
+    """A `ScaledBlock` in evaluation: with one shortcut around it, a mixer's layers can take in its norm and scale."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.norm1, self.attn, self.scale1 = block.norm1, block.attn, block.scale1
+        self.norm2, self.mlp, self.scale2 = block.norm2, block.mlp, block.scale2
+        norm, (scale, _) = block.norm1, scale_of(block.scale1)
+        with torch.no_grad():
+            gain = norm.weight * (norm.running_var + norm.eps).rsqrt()
+            self.attn.proj.bias += norm.bias - norm.running_mean * gain
+            self.factor = nn.Parameter((1 + scale * gain)[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * self.factor + self.scale1(self.attn(self.norm1(x)))
+        return x + self.scale2(self.mlp(self.norm2(x)))
+
+
 def init_linear(layer: nn.Linear, std: float = 0.02) -> None:
     """Draw a linear layer's weights from a truncated normal distribution, in place; its bias is 0."""
     nn.init.trunc_normal_(layer.weight, std=std)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
+
+
+def init_convs(model: nn.Module) -> None:
+    """Draw a network's convolutions from a normal distribution of a variance of 2 over a group's fan-out; biases: 0."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+            nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def init_layers(model: nn.Module) -> None:

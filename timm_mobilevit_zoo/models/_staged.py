@@ -96,21 +96,23 @@ class Stage(nn.Module):
         downsample: Halves the map and sets its channels; `nn.Identity()` where the stem already did.
         blocks: Layers that keep the map's size. Gradient checkpointing recomputes them one by one, and BatchNorm counts
             a batch once all the same; under torch.compile, torch 2.4 counts it twice.
+        norm: What the level ends with, on the way to the next; None for nothing.
     """
 
-    def __init__(self, downsample: nn.Module, blocks: Iterable[nn.Module]) -> None:
+    def __init__(self, downsample: nn.Module, blocks: Iterable[nn.Module], norm: nn.Module | None = None) -> None:
         super().__init__()
         self.grad_checkpointing = False
         self.downsample = downsample
         self.blocks = nn.Sequential(*blocks)
+        self.norm = norm if norm is not None else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
             for block in self.blocks:
                 x = _checkpoint(block, x)
-            return x
-        return self.blocks(x)
+            return self.norm(x)
+        return self.norm(self.blocks(x))
 
 
 class StagedModel(nn.Module):
@@ -377,6 +379,7 @@ class StagedModel(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return timm's layer groups: the stem, then stages (`coarse`) or blocks; the classifier comes last."""
         fine = [(r"^stage(\d)\.downsample", (-1,)), (r"^stage(\d)\.blocks\.(\d+)", None)]
+        fine += [(r"^stage(\d)\.norm", (99999,))]
         blocks = [(r"^stage(\d)", None)] if coarse else fine
         return {"stem": r"^(?:stem|stage1\.downsample)\.", "blocks": [*blocks, (r"^norm", (99999,))]}
 
