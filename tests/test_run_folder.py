@@ -480,18 +480,19 @@ def test_layers_learn_at_rates_of_their_own_and_the_table_has_the_highest(digits
         assert told == pytest.approx([1e-3] * 3)
 
 
-def test_one_of_several_processes_says_what_was_best(monkeypatch, capsys):
+def test_one_of_several_processes_says_what_was_best(monkeypatch, capsys, tmp_path):
     import accelerate
 
     from timm_mobilevit_zoo_cli.commands import COMMANDS
 
-    monkeypatch.setattr(
-        "timm_mobilevit_zoo.train.train", lambda: {"epoch": 1, "val_top1": 1.0, "val_loss": 1.0, "output": "out"}
-    )
+    (tmp_path / "config.json").write_text('{"architecture": "cloformer_xxs"}')
+    best = {"epoch": 1, "val_top1": 1.0, "val_loss": 1.0, "output": str(tmp_path)}
+    monkeypatch.setattr("timm_mobilevit_zoo.train.train", lambda: best)
     for main in (True, False):
         monkeypatch.setattr(accelerate.PartialState, "is_main_process", property(lambda state, main=main: main))
         assert COMMANDS["train"]() == 0
-        assert ("best epoch 1" in capsys.readouterr().out) == main
+        said = capsys.readouterr().out
+        assert ("best epoch 1" in said) == ("predict" in said) == main
 
 
 def test_only_the_main_process_takes_the_folder(tmp_path):

@@ -156,7 +156,7 @@ def folder_data(options: dict[str, Any], accelerator: Any) -> tuple[Any, Any, li
         raise ValueError(f"data={str(root)!r} has classes left without an image that can be read: {', '.join(empty)}")
     if val_root and not any(val_classes.values()):
         raise ValueError(f"data={str(val_root)!r} is left without an image that can be read")
-    if options["val_fraction"] and not any(val_classes.values()):
+    if val_root is None and options["val_fraction"] and not any(val_classes.values()):
         raise ValueError(
             f"data={str(root)!r} has no class with two images, one of them for validation; --val-fraction 0 "
             "(val_fraction=0) trains without validation"
