@@ -364,3 +364,10 @@ def test_help_of_run_says_what_it_runs(capsys):
     assert code == 0
     for words in ("run SCRIPT [ARGS...]", "run -m MODULE [ARGS...]", "timm's scripts", "exit status"):
         assert words in out
+
+
+def test_a_page_that_is_written_says_how_to_look_at_it(capsys, monkeypatch, place):
+    monkeypatch.setattr("timm_mobilevit_zoo.page.page", lambda models, **args: {"models": []})
+    code, out, _ = call(capsys, "page", "m", "-o", "my page")
+    assert (code, out) == (0, "to look at it: timm-mobilevit-zoo page --serve -o 'my page'\n")
+    assert parse(["page", "--serve", "-o", "my page"])["models"] == ()

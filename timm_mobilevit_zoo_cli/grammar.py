@@ -57,7 +57,8 @@ class Parser(argparse.ArgumentParser):
     """One command's options, or the commands themselves."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"exit_on_error": False, "formatter_class": _Formatter} | options)
+        own: dict[str, Any] = {"exit_on_error": False, "formatter_class": _Formatter}
+        super().__init__(**own | options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as argparse does, but look for mistyped options first: without one, others seem to be missing."""
