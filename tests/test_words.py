@@ -132,7 +132,7 @@ BESIDE = {
         ["--images", "full"],
         ["--runtime", "full"],
     ],
-    "demo": [["-o", "full"]],
+    "demo": [["-o", "full"], ["-m", "cloformer_xss"]],
 }
 
 
@@ -275,6 +275,8 @@ def test_from_python_a_message_names_the_argument(place):
             "--auto-augment foo is none of timm's policies; give one as",
         ),
         (["models", "cloformer_xss"], "'cloformer_xss' fits no name; did you mean cloformer_xs, cloformer_xxs or "),
+        (["weights", "recnxt_m0"], "'recnxt_m0' fits no tag with weights; did you mean recnext_m0"),
+        (["pin", "recnext_mo"], "'recnext_mo' has no file of weights; did you mean recnext_m"),
         (["completion", "fish"], "SHELL 'fish' must be bash or zsh"),
     ],
 )
