@@ -172,8 +172,9 @@ def test_commands(tmp_path, tensors, capsys):
             main([str(arg) for arg in args])
         return stopped.value.code, *capsys.readouterr()
 
-    code, out, _ = call("convert", tmp_path / "file.pth", "-m", NAME, "-o", tmp_path / "out", "--license", "mit")
+    code, out, _ = call("convert", tmp_path / "file.pth", "-m", NAME, "-o", tmp_path / "out", "--license", "MIT")
     assert (code, out.split(":")[0]) == (0, f"wrote {tmp_path / 'out'}")
+    assert "license: mit\n" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")  # as the Hub spells it
     code, out, _ = call("check", tmp_path / "out")
     assert code == 0
     assert out.startswith(f"{tmp_path / 'out'}: {NAME}, ")

@@ -132,7 +132,7 @@ BESIDE = {
         ["--images", "full"],
         ["--runtime", "full"],
     ],
-    "demo": [["-o", "full"]],
+    "demo": [["-o", "full"], ["-m", "cloformer_xss"]],
 }
 
 
@@ -275,6 +275,8 @@ def test_from_python_a_message_names_the_argument(place):
             "--auto-augment foo is none of timm's policies; give one as",
         ),
         (["models", "cloformer_xss"], "'cloformer_xss' fits no name; did you mean cloformer_xs, cloformer_xxs or "),
+        (["weights", "recnxt_m0"], "'recnxt_m0' fits no tag with weights; did you mean recnext_m0"),
+        (["pin", "recnext_mo"], "'recnext_mo' has no file of weights; did you mean recnext_m"),
         (["completion", "fish"], "SHELL 'fish' must be bash or zsh"),
     ],
 )
@@ -364,3 +366,10 @@ def test_help_of_run_says_what_it_runs(capsys):
     assert code == 0
     for words in ("run SCRIPT [ARGS...]", "run -m MODULE [ARGS...]", "timm's scripts", "exit status"):
         assert words in out
+
+
+def test_a_page_that_is_written_says_how_to_look_at_it(capsys, monkeypatch, place):
+    monkeypatch.setattr("timm_mobilevit_zoo.page.page", lambda models, **args: {"models": []})
+    code, out, _ = call(capsys, "page", "m", "-o", "my page")
+    assert (code, out) == (0, "to look at it: timm-mobilevit-zoo page --serve -o 'my page'\n")
+    assert parse(["page", "--serve", "-o", "my page"])["models"] == ()

@@ -200,7 +200,7 @@ def _models(pattern: str, all: bool, as_json: bool) -> int:
     _say("Multiply-adds are those of one such image. Top-1 is what the authors claim on ImageNet-1k. Weights are tags:")
     _say("timm.create_model('NAME.TAG', pretrained=True); `timm-mobilevit-zoo weights` tells where their files are.")
     if all:
-        _say("Those without a claim are timm's own; its results tell their accuracies.")
+        _say("Of timm's own networks no claim is shown: timm's results tell their accuracies.")
     return 0
 
 

@@ -72,7 +72,7 @@ def weights(pattern: str = "*") -> list[dict[str, Any]]:
             }
         )
     if not rows:
-        raise ValueError(f"pattern={pattern!r} fits no tag with weights{did_you_mean(pattern, places())}")
+        raise ValueError(f"pattern={pattern!r} fits no tag with weights{did_you_mean(pattern, _spellings())}")
     return rows
 
 
@@ -94,7 +94,7 @@ def pin(names: Sequence[str], *, write: bool = False) -> list[dict[str, Any]]:
     known = places()
     unknown = [name for name in names if _variant(name) not in known]
     if unknown:
-        raise ValueError(f"names={unknown[0]!r} has no file of weights{did_you_mean(unknown[0], known)}")
+        raise ValueError(f"names={unknown[0]!r} has no file of weights{did_you_mean(unknown[0], _spellings())}")
     folder = Path(__file__).resolve().parents[2] / HUB_CONFIGS
     if write and not folder.is_dir():
         raise ValueError(
@@ -115,6 +115,11 @@ def pin(names: Sequence[str], *, write: bool = False) -> list[dict[str, Any]]:
             _record(folder, place, row)
         found.append({"name": place.variant, **row, "known": place.sha256 is not None})
     return found
+
+
+def _spellings() -> set[str]:
+    """Return all names that have weights, with their tags and without."""
+    return {spelling for variant in places() for spelling in (variant, variant.partition(".")[0])}
 
 
 def _variant(name: str) -> str:

@@ -11,6 +11,7 @@ from PIL import Image
 from timm_mobilevit_zoo.common.extras import require
 from timm_mobilevit_zoo.common.images import data_config, read_image, reader
 from timm_mobilevit_zoo.models.loading import load
+from timm_mobilevit_zoo.models.names import unknown
 from timm_mobilevit_zoo_cli.checks import check
 
 from .predict import predict
@@ -65,10 +66,12 @@ def demo(*, output: str = "demo", model: str = "cloformer_xxs", epochs: int = 15
         Validation accuracy of the reloaded model, in percent.
 
     Raises:
-        ValueError: Where the output folder holds an earlier demo.
+        ValueError: Where the output folder holds an earlier demo, and for a name that nobody registers.
         ModuleNotFoundError: Without the extra `demo`.
     """
     check("demo", dict(locals()))
+    if not timm.is_model(model):  # before the digits are written
+        raise ValueError(f"model={model!r} is not {unknown(model)}")
     root = Path(output)
     for module in ("accelerate", "matplotlib", "sklearn"):
         require(module, "demo")
