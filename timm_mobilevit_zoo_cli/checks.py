@@ -104,7 +104,7 @@ def need_card(folder: str | Path, license: str) -> None:
     """Refuse a folder of weights without a model card where no licence is given to write one with."""
     if not license and not Path(folder, "README.md").exists():
         raise ValueError(
-            f"{folder} has no README.md, its model card; --license (license=), as mit or apache-2.0, has one written "
+            f"{folder} has no README.md, its model card; `license`, as mit or apache-2.0, has one written "
             "of what the folder tells"
         )
 
@@ -273,7 +273,7 @@ def _push(options: Options) -> None:
     need_card(options["folder"], options["license"])
     if words := {name: options[name] for name in CARD_WORDS if options[name]}:
         if "license" not in words:
-            raise ValueError(f"{next(iter(words))}={next(iter(words.values()))!r} goes with --license (license=)")
+            raise ValueError(f"{next(iter(words))}={next(iter(words.values()))!r} goes with `license`")
         check_card(words)
 
 

@@ -91,7 +91,7 @@ def pushed_card(folder: Path, repo_id: str) -> bytes:
     """
     path = folder / CARD
     if not path.is_file():
-        raise Refused(f"{CARD} is missing; a push with --license (license=) writes one")
+        raise Refused(f"{CARD} is missing; a push with `license` writes one")
     text, data = _read(path)
     licence = data.get("license")
     shown = repr(licence)[:80]
