@@ -10,9 +10,11 @@ from .models.efficientmod import EfficientModulation
 from .models.mobilevit_wide import MobileViTAttention
 from .models.mobilevitv3 import MobileViTv3Block
 from .models.recnext import RecAttention, RecConv
+from .models.repnext import ChunkConv
 
 __all__ = [
     "AdditiveTokenMixer",
+    "ChunkConv",
     "CloAttention",
     "EfficientModulation",
     "LocalGlobalLocalAttention",

@@ -9,6 +9,7 @@ from . import hybrid32 as hybrid32
 from . import mobilevit_wide as mobilevit_wide
 from . import mobilevitv3 as mobilevitv3
 from . import recnext as recnext
+from . import repnext as repnext
 from . import swin32 as swin32
 from . import timm_layers as timm_layers
 from . import vit32 as vit32

@@ -3,6 +3,7 @@
 Shapes: B batch, C or D channels, H x W map, p patch side, P = p * p places in a patch, N patches.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.modules import module as _everyones
 
-__all__ = ["depthwise", "depthwise_conv", "every", "fold", "init_layers", "init_linear", "is_exporting", "unfold"]
+__all__ = [
+    "centred",
+    "depthwise",
+    "depthwise_conv",
+    "every",
+    "fold",
+    "init_layers",
+    "init_linear",
+    "is_exporting",
+    "unfold",
+]
 
 # Measured; others may have no such kernel. Asked once, since graphs cannot.
 _HAS_KERNEL = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
@@ -43,6 +54,15 @@ def depthwise_conv(
     return nn.Conv2d(dim, dim, kernel_size, stride, pad, dilation, dim, bias, device=device, dtype=dtype)
 
 
+def centred(weight: Tensor, size: Sequence[int], step: int = 1) -> Tensor:
+    """Lay a depthwise kernel, its cells `step` apart, in the middle of zeros. `(C, 1, h, w) -> (C, 1, *size)`."""
+    C, _, h, w = weight.shape
+    apart = weight.new_zeros(C, 1, (h - 1) * step + 1, (w - 1) * step + 1)
+    apart[:, :, ::step, ::step] = weight
+    down, across = ((whole - part) // 2 for whole, part in zip(size, apart.shape[2:], strict=True))
+    return F.pad(apart, (across, across, down, down))
+
+
 def depthwise(conv: nn.Module, x: Tensor) -> Tensor:
     """Call a depthwise convolution; in training with another way to the gradient of its weights, where that is faster.
 
@@ -56,6 +76,7 @@ def depthwise(conv: nn.Module, x: Tensor) -> Tensor:
     if isinstance(x, torch.fx.Proxy) or not _has_faster_gradient(conv, x):
         return conv(x)
     apply = _CompiledDepthwise.apply if torch.compiler.is_compiling() else _Depthwise.apply
+    x = x.contiguous(memory_format=torch.channels_last)
     return apply(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation)
 
 
@@ -71,7 +92,7 @@ def _has_faster_gradient(conv: Any, x: Tensor) -> bool:
         and min(conv.kernel_size) >= 5
         and x.device.type == "cpu"
         and x.dtype == conv.weight.dtype == torch.float32
-        and x.is_contiguous(memory_format=torch.channels_last)
+        and x.stride(1) == 1  # also of some of a map's channels
         and len(x) > 0
         and _HAS_KERNEL
         and not torch.is_autocast_enabled("cpu")

@@ -1,4 +1,4 @@
-"""RecNeXt's layers: recursive convolution, linear attention on the halved map, and the blocks around them.
+"""RecNeXt's own layers: recursive convolution, linear attention on the halved map, and the block of T, S and B.
 
 Shapes: B batch, C channels, H x W map, h heads, d channels of a head's queries and keys, N = H * W cells.
 """
@@ -14,19 +14,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ._args import check_sizes
 from ._blocks import depthwise, depthwise_conv
+from ._metanext import conv_norm
 from .traits import form_of
 
-__all__ = [
-    "Block",
-    "Downsample",
-    "LinearAttention",
-    "PartialBlock",
-    "RecAttention",
-    "RecConv",
-    "RepConv",
-    "conv_norm",
-    "mlp",
-]
+__all__ = ["LinearAttention", "PartialBlock", "RecAttention", "RecConv", "RepConv"]
 
 
 def _apart(x: Tensor, step: int) -> Tensor:
@@ -88,21 +79,6 @@ class RecConv(nn.Module):
             y = finer + F.interpolate(y, size=finer.shape[2:], mode="bilinear") if level > 0 else finer
             y = conv(y) if torch.jit.is_scripting() else depthwise(conv, y)
         return _together(y, self.dilation, x)
-
-
-def conv_norm(
-    dim: int,
-    out_dim: int,
-    kernel_size: int = 1,
-    stride: int = 1,
-    groups: int = 1,
-    bias: bool = False,
-    dilation: int = 1,
-    **dd: Any,
-) -> nn.Sequential:
-    pad = dilation * (kernel_size // 2)
-    conv = nn.Conv2d(dim, out_dim, kernel_size, stride, pad, dilation, groups, bias, **dd)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_dim, **dd))
 
 
 class DepthwiseNorm(nn.Sequential):
@@ -227,39 +203,6 @@ def _one_convolution(layer: RepConv) -> nn.Module:
         conv.weight += F.pad(narrow.weight + 1, (1, 1, 1, 1))
         conv.bias += narrow.bias
     return conv
-
-
-def mlp(dim: int, mlp_ratio: float, bias: bool = False) -> nn.Sequential:
-    hidden = int(dim * mlp_ratio)
-    return nn.Sequential(conv_norm(dim, hidden, bias=bias), nn.GELU(), conv_norm(hidden, dim, bias=bias))
-
-
-class Downsample(nn.Module):
-    """A strided convolution, then an MLP beside a shortcut. `(B, C, H, W) -> (B, D, ceil(H / 2), ceil(W / 2))`."""
-
-    def __init__(self, mixer: nn.Module, mlp: nn.Module, drop_path: float = 0.0) -> None:
-        super().__init__()
-        self.mixer = mixer
-        self.mlp = mlp
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.mixer(x)
-        return x + self.drop_path(self.mlp(x))
-
-
-class Block(nn.Module):
-    """Mixer and MLP, one after the other, beside one shortcut. `(B, C, H, W) -> (B, C, H, W)`."""
-
-    def __init__(self, mixer: nn.Module, norm: nn.Module, mlp: nn.Module, drop_path: float) -> None:
-        super().__init__()
-        self.mixer = mixer
-        self.norm2 = norm
-        self.mlp = mlp
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.drop_path(self.mlp(self.norm2(self.mixer(x))))
 
 
 class PartialBlock(nn.Module):
