@@ -29,8 +29,13 @@ from timm_mobilevit_zoo.models.places import DRIVE, DRIVE_FOLDER, Place
 
 BIRDS = "casvit_xs.birder_il_common"
 BIRDER = Path(__file__).parent / "golden" / "birder"  # recorded with birder 0.8.4, 371 classes
-WRAPPERS = {"casvit": "model", "efficientmod": "state_dict", "repnext": "model"}  # of the authors' trainers
-OF_TRAINERS = [path for path in RECORDED if path.stem.partition("_")[0] in WRAPPERS]
+# Of the authors' trainers.
+WRAPPERS = {"casvit": "model", "efficientmod": "state_dict", "repnext": "model", "unireplknet": "model"}
+OF_TRAINERS = [
+    path
+    for path in RECORDED
+    if path.stem.partition("_")[0] in WRAPPERS and places.place_of(timm.get_pretrained_cfg(path.stem)).kind != "hub"
+]
 
 
 class Host:
@@ -367,7 +372,7 @@ def test_a_pin_is_written_and_then_kept(host, moved, tmp_path, monkeypatch):
         weights.pin(["vit_nano_patch4_32"])
 
 
-# The Hub: RecNeXt's own repositories
+# The Hub: others' own repositories
 
 SUOUS = {"hf_token_of_suous_to_write": ("suous", "write")}
 ASK = """
@@ -394,14 +399,18 @@ print("\\n" + json.dumps(said))
 
 
 @pytest.fixture
-def recnext(tmp_path):
-    """A Hub with the repository of recnext_m0, what it holds there, and what a fresh process says of names."""
-    golden = next(path for path in GOLDEN if path.stem == "recnext_m0")
-    save_file(author_weights(golden), tmp_path / "model.safetensors")
-    files = {"model.safetensors": (tmp_path / "model.safetensors").read_bytes(), "config.json": b"{}"}
+def repository(tmp_path, request):
+    """A Hub with the repository of a name, what it holds there, and what a fresh process says of names."""
+    name = getattr(request, "param", "recnext_m0")
+    golden, place = next(path for path in GOLDEN if path.stem == name), places.place_of(timm.get_pretrained_cfg(name))
+    file = tmp_path / place.file
+    if file.suffix == ".safetensors":
+        save_file(author_weights(golden), file)
+    else:
+        file.write_bytes(packed(tmp_path, {WRAPPERS[name.partition("_")[0]]: author_weights(golden)}))
     torch.save(recorded_image(64), tmp_path / "image.pt")
     with LocalHub(tmp_path / "hub", SUOUS) as local:
-        local.add("suous/recnext_m0.dist_300e_in1k", files)
+        local.add(place.repo_id, {place.file: file.read_bytes(), "config.json": b"{}"})
 
         def ask(*names, home="home", **env):
             done = client(["-c", ASK, str(tmp_path / "image.pt"), *names], local, tmp_path / home, **env)
@@ -411,8 +420,8 @@ def recnext(tmp_path):
         yield golden, local, ask, tmp_path / "home"
 
 
-def test_a_repository_of_others_gives_the_recorded_logits(recnext):
-    golden, local, ask, home = recnext
+def test_a_repository_of_others_gives_the_recorded_logits(repository):
+    golden, local, ask, home = repository
     assert ask("recnext_m0") == ["suous/recnext_m0.dist_300e_in1k"]
     compare(golden, "logits_64", load_file(home / "recnext_m0.safetensors")["logits"])
     asked = len(local.requests)
@@ -422,8 +431,17 @@ def test_a_repository_of_others_gives_the_recorded_logits(recnext):
     assert said.startswith("HubError: (401) model.safetensors of suous/recnext_m0.base_300e_in1k")
 
 
-def test_a_repository_of_others_that_sends_another_file(recnext):
-    _, local, ask, _ = recnext
+@pytest.mark.parametrize("repository", ["unireplknet_a"], indirect=True)
+def test_one_file_of_a_repository_of_others_gives_the_recorded_logits(repository):
+    golden, _, ask, home = repository
+    found, said = ask("unireplknet_a", "unireplknet_f")
+    assert found == "DingXiaoH/UniRepLKNet"
+    assert re.match(r"HubError: \(404\) unireplknet_f_in1k_224_acc78\.58\.pth of DingXiaoH/UniRepLKNet", said)
+    compare(golden, "logits_64", load_file(home / "unireplknet_a.safetensors")["logits"])
+
+
+def test_a_repository_of_others_that_sends_another_file(repository):
+    _, local, ask, _ = repository
     local.faults.append({"action": "corrupt", "offset": 100_000, "match": r"safetensors$", "method": "GET", "times": 9})
     local.faults.append({"action": "corrupt", "offset": 100_000, "host": "cdn", "method": "GET", "times": 9})
     (said,) = ask("recnext_m0")
@@ -433,8 +451,8 @@ def test_a_repository_of_others_that_sends_another_file(recnext):
     assert found == "suous/recnext_m0.dist_300e_in1k"
 
 
-def test_the_readmes_first_example_runs_with_such_weights(recnext, tmp_path):
-    _, local, _, home = recnext
+def test_the_readmes_first_example_runs_with_such_weights(repository, tmp_path):
+    _, local, _, home = repository
     page = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
     code = re.search(r"^```py\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[1]
     home.mkdir()

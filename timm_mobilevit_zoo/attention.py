@@ -11,11 +11,13 @@ from .models.mobilevit_wide import MobileViTAttention
 from .models.mobilevitv3 import MobileViTv3Block
 from .models.recnext import RecAttention, RecConv
 from .models.repnext import ChunkConv
+from .models.unireplknet import DilatedReparamBlock
 
 __all__ = [
     "AdditiveTokenMixer",
     "ChunkConv",
     "CloAttention",
+    "DilatedReparamBlock",
     "EfficientModulation",
     "LocalGlobalLocalAttention",
     "MobileViTAttention",

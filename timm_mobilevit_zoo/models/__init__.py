@@ -12,6 +12,7 @@ from . import recnext as recnext
 from . import repnext as repnext
 from . import swin32 as swin32
 from . import timm_layers as timm_layers
+from . import unireplknet as unireplknet
 from . import vit32 as vit32
 from .names import warn_of_taken
 

@@ -13,14 +13,17 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.modules import module as _everyones
 
 __all__ = [
+    "apart",
     "centred",
     "depthwise",
     "depthwise_conv",
+    "depthwise_norm",
     "every",
     "fold",
     "init_layers",
     "init_linear",
     "is_exporting",
+    "together",
     "unfold",
 ]
 
@@ -171,8 +174,40 @@ class _Depthwise(_CompiledDepthwise):
         return conv(of_x, weight, of_bias) + conv(x, of_weight)
 
 
-def init_linear(layer: nn.Linear, std: float = 0.02) -> None:
-    """Draw a linear layer's weights from a truncated normal distribution, in place; its bias is 0."""
+class DepthwiseNorm(nn.Sequential):
+    """A depthwise convolution and its norm. `(B, C, H, W) -> (B, C, ceil(H / stride), ceil(W / stride))`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self[1](self[0](x) if torch.jit.is_scripting() else depthwise(self[0], x))
+
+
+def depthwise_norm(
+    dim: int, kernel_size: int, stride: int = 1, bias: bool = False, dilation: int = 1, **dd: Any
+) -> nn.Sequential:
+    conv = depthwise_conv(dim, kernel_size, stride, dilation, bias, **dd)
+    return DepthwiseNorm(conv, nn.BatchNorm2d(dim, **dd))
+
+
+def apart(x: Tensor, step: int) -> Tensor:
+    """Part a map into maps of every `step`-th cell. `(B, C, H, W) -> (B step^2, C, ceil(H / step), ceil(W / step))`."""
+    if step == 1:
+        return x
+    C, H, W = x.shape[1:]
+    x = F.pixel_unshuffle(F.pad(x, (0, -W % step, 0, -H % step), mode="replicate"), step)
+    return x.unflatten(1, (C, step * step)).transpose(1, 2).flatten(0, 1)
+
+
+def together(x: Tensor, step: int, like: Tensor) -> Tensor:
+    """Undo `apart`. `(B step^2, C, h, w) -> (B, C, H, W)`, the shape of `like`."""
+    if step == 1:
+        return x
+    B, _, H, W = like.shape
+    x = x.unflatten(0, (B, step * step)).transpose(1, 2).flatten(1, 2)
+    return F.pixel_shuffle(x, step)[:, :, :H, :W]
+
+
+def init_linear(layer: nn.Linear | nn.Conv2d, std: float = 0.02) -> None:
+    """Draw a linear layer's weights, or a convolution's, from a truncated normal distribution; its bias is 0."""
     nn.init.trunc_normal_(layer.weight, std=std)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

@@ -113,7 +113,7 @@ class RecNeXt(StagedModel):
             drop_rate=drop_rate,
             distilled=True,
             head_std=0.02,
-            head_norms=True,
+            head_norm=nn.BatchNorm1d,
             output_stride=output_stride,
         )
 
@@ -188,7 +188,7 @@ class PartialRecNeXt(StagedModel):
             drop_rate=drop_rate,
             distilled=True,
             head_std=0.02,
-            head_norms=True,
+            head_norm=nn.BatchNorm1d,
             strides=strides,
             output_stride=output_stride,
         )

@@ -232,7 +232,7 @@ class RepNeXt(StagedModel):
             drop_rate=drop_rate,
             distilled=True,
             head_std=0.02,
-            head_norms=True,
+            head_norm=nn.BatchNorm1d,
             output_stride=output_stride,
         )
 
