@@ -71,6 +71,18 @@ def test_gradients_are_torchs(calls, kernel_size, stride, dilation, batch, dim, 
     assert ours.conv.weight.grad.is_contiguous()
 
 
+def test_gradients_of_some_of_a_maps_channels(calls):
+    torch.manual_seed(0)
+    ours, theirs = pair(4, 7)
+    x = torch.randn(3, 12, 9, 8).contiguous(memory_format=CHANNELS_LAST).requires_grad_()
+    twin = x.detach().double().requires_grad_()
+    for layer, whole in ((ours, x), (theirs, twin)):
+        layer(whole[:, 4:8]).square().sum().backward()
+    assert len(calls) == 1
+    torch.testing.assert_close(x.grad.double(), twin.grad, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.conv.weight.grad.double(), theirs.weight.grad, rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_second_gradients_and_forward_mode(monkeypatch, bias):
     """In float64, where numbers can be compared with differences."""
@@ -261,7 +273,7 @@ def test_gradients_of_a_network(name, monkeypatch):
     network = create(name, num_classes=3).eval()
     twin = copy.deepcopy(network)
     large = [m for m in network.modules() if isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1]
-    large = {m.weight for m in large if m.kernel_size[0] >= 5 and m.groups == m.out_channels}
+    large = {m.weight for m in large if min(m.kernel_size) >= 5 and m.groups == m.out_channels}
     x, used, ours = image(), [], _blocks._Depthwise.apply
     monkeypatch.setattr(_blocks._Depthwise, "apply", lambda *args: used.append(args) or ours(*args))
     network(x).square().sum().backward()

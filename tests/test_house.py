@@ -100,8 +100,9 @@ def test_files_and_functions_can_be_read(path):
 
 PATHS = {
     "timm_mobilevit_zoo": "__version__ attention fuse list_models models",
-    "timm_mobilevit_zoo.attention": "AdditiveTokenMixer CloAttention EfficientModulation LargeKernelAttention "
-    "LocalGlobalLocalAttention MobileViTAttention MobileViTv3Block MultiOrderGatedAggregation RecAttention RecConv",
+    "timm_mobilevit_zoo.attention": "AdditiveTokenMixer ChunkConv CloAttention DilatedReparamBlock "
+    "EfficientModulation LargeKernelAttention LocalGlobalLocalAttention MobileViTAttention MobileViTv3Block "
+    "MultiOrderGatedAggregation RecAttention RecConv",
     "timm_mobilevit_zoo.bench": "bench compare draw quartiles ratio_text table",
     "timm_mobilevit_zoo.cli": "main",
     "timm_mobilevit_zoo.convert": "convert read_checkpoint",

@@ -43,7 +43,8 @@ def openmmlab(weights):
 
 
 # What trainers wrap weights in, by family; and tags in whose files they have other names than their authors'.
-WRAPPERS = {"casvit": "model", "efficientmod": "state_dict", "moganet": "state_dict", "van": "state_dict"}
+WRAPPERS = {"casvit": "model", "efficientmod": "state_dict", "moganet": "state_dict", "repnext": "model"}
+WRAPPERS |= {"unireplknet": "model", "van": "state_dict"}
 LAYOUTS = {"van_b0.openmmlab_in1k": openmmlab}
 DEFAULTS = [f"{path.stem}.{timm.get_pretrained_cfg(path.stem).tag}" for path in RECORDED]
 PLACES = places.places()
@@ -157,6 +158,7 @@ def test_a_file_of_others_gives_the_recorded_logits(variant, drive, host, moved,
     golden = next(path for path in GOLDEN if path.stem == name)
     content = {WRAPPERS[name.partition("_")[0]]: LAYOUTS.get(variant, dict)(author_weights(golden)), "epoch": 299}
     content["args"] = argparse.Namespace(model="rcvit_xs")
+    content["model_ema"] = {key: 0 * value for key, value in author_weights(golden).items()}
     data, digits = packed(tmp_path, content), places.leading_digits(place.file)
     if place.kind == "address":
         host.answers[moved(variant)] = data
@@ -455,6 +457,15 @@ def test_a_repository_of_others_gives_the_recorded_logits(repository, missing):
     asked = len(local.requests)
     assert ask(golden.stem, f"{golden.stem}.{cfg.tag}") == [cfg.hf_hub_id] * 2
     assert len(local.requests) == asked  # from the cache, and nothing asked
+
+
+@pytest.mark.parametrize("repository", ["unireplknet_a"], indirect=True)
+def test_one_file_of_a_repository_of_others_gives_the_recorded_logits(repository):
+    golden, _, ask, home = repository
+    found, said = ask("unireplknet_a", "unireplknet_f")
+    assert found == "DingXiaoH/UniRepLKNet"
+    assert re.match(r"HubError: \(404\) unireplknet_f_in1k_224_acc78\.58\.pth of DingXiaoH/UniRepLKNet", said)
+    compare(golden, "logits_64", load_file(home / "unireplknet_a.safetensors")["logits"], "logits")
 
 
 def test_a_repository_of_others_that_sends_another_file(repository):

@@ -11,11 +11,15 @@ from .models.mobilevit_wide import MobileViTAttention
 from .models.mobilevitv3 import MobileViTv3Block
 from .models.moganet import MultiOrderGatedAggregation
 from .models.recnext import RecAttention, RecConv
+from .models.repnext import ChunkConv
+from .models.unireplknet import DilatedReparamBlock
 from .models.van import LargeKernelAttention
 
 __all__ = [
     "AdditiveTokenMixer",
+    "ChunkConv",
     "CloAttention",
+    "DilatedReparamBlock",
     "EfficientModulation",
     "LargeKernelAttention",
     "LocalGlobalLocalAttention",

@@ -4,7 +4,7 @@ Shapes: B batch, C or D channels, H x W map, p patch side, P = p * p places in a
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,14 +18,18 @@ from .traits import form_of, scale_of
 
 __all__ = [
     "ScaledBlock",
+    "apart",
+    "centred",
     "depthwise",
     "depthwise_conv",
+    "depthwise_norm",
     "every",
     "fold",
     "init_convs",
     "init_layers",
     "init_linear",
     "is_exporting",
+    "together",
     "unfold",
 ]
 
@@ -57,6 +61,15 @@ def depthwise_conv(
     """
     pad = dilation * (kernel_size // 2)
     return nn.Conv2d(dim, dim, kernel_size, stride, pad, dilation, dim, bias, device=device, dtype=dtype)
+
+
+def centred(weight: Tensor, size: Sequence[int], step: int = 1) -> Tensor:
+    """Lay a depthwise kernel, its cells `step` apart, in the middle of zeros. `(C, 1, h, w) -> (C, 1, *size)`."""
+    C, _, h, w = weight.shape
+    apart = weight.new_zeros(C, 1, (h - 1) * step + 1, (w - 1) * step + 1)
+    apart[:, :, ::step, ::step] = weight
+    down, across = ((whole - part) // 2 for whole, part in zip(size, apart.shape[2:], strict=True))
+    return F.pad(apart, (across, across, down, down))
 
 
 def depthwise(conv: nn.Module, x: Tensor) -> Tensor:
@@ -217,8 +230,40 @@ class _OneShortcut(nn.Module):
         return x + self.scale2(self.mlp(self.norm2(x)))
 
 
-def init_linear(layer: nn.Linear, std: float = 0.02) -> None:
-    """Draw a linear layer's weights from a truncated normal distribution, in place; its bias is 0."""
+class DepthwiseNorm(nn.Sequential):
+    """A depthwise convolution and its norm. `(B, C, H, W) -> (B, C, ceil(H / stride), ceil(W / stride))`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self[1](self[0](x) if torch.jit.is_scripting() else depthwise(self[0], x))
+
+
+def depthwise_norm(
+    dim: int, kernel_size: int, stride: int = 1, bias: bool = False, dilation: int = 1, **dd: Any
+) -> nn.Sequential:
+    conv = depthwise_conv(dim, kernel_size, stride, dilation, bias, **dd)
+    return DepthwiseNorm(conv, nn.BatchNorm2d(dim, **dd))
+
+
+def apart(x: Tensor, step: int) -> Tensor:
+    """Part a map into maps of every `step`-th cell. `(B, C, H, W) -> (B step^2, C, ceil(H / step), ceil(W / step))`."""
+    if step == 1:
+        return x
+    C, H, W = x.shape[1:]
+    x = F.pixel_unshuffle(F.pad(x, (0, -W % step, 0, -H % step), mode="replicate"), step)
+    return x.unflatten(1, (C, step * step)).transpose(1, 2).flatten(0, 1)
+
+
+def together(x: Tensor, step: int, like: Tensor) -> Tensor:
+    """Undo `apart`. `(B step^2, C, h, w) -> (B, C, H, W)`, the shape of `like`."""
+    if step == 1:
+        return x
+    B, _, H, W = like.shape
+    x = x.unflatten(0, (B, step * step)).transpose(1, 2).flatten(1, 2)
+    return F.pixel_shuffle(x, step)[:, :, :H, :W]
+
+
+def init_linear(layer: nn.Linear | nn.Conv2d, std: float = 0.02) -> None:
+    """Draw a linear layer's weights, or a convolution's, from a truncated normal distribution; its bias is 0."""
     nn.init.trunc_normal_(layer.weight, std=std)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

@@ -1,4 +1,4 @@
-"""RecNeXt's layers: recursive convolution, linear attention on the halved map, and the blocks around them.
+"""RecNeXt's own layers: recursive convolution, linear attention on the halved map, and the block of T, S and B.
 
 Shapes: B batch, C channels, H x W map, h heads, d channels of a head's queries and keys, N = H * W cells.
 """
@@ -13,38 +13,11 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ._args import check_sizes
-from ._blocks import depthwise, depthwise_conv
+from ._blocks import apart, depthwise, depthwise_conv, depthwise_norm, together
+from ._metanext import conv_norm
 from .traits import form_of
 
-__all__ = [
-    "Block",
-    "Downsample",
-    "LinearAttention",
-    "PartialBlock",
-    "RecAttention",
-    "RecConv",
-    "RepConv",
-    "conv_norm",
-    "mlp",
-]
-
-
-def _apart(x: Tensor, step: int) -> Tensor:
-    """Part a map into maps of every `step`-th cell. `(B, C, H, W) -> (B step^2, C, ceil(H / step), ceil(W / step))`."""
-    if step == 1:
-        return x
-    C, H, W = x.shape[1:]
-    x = F.pixel_unshuffle(F.pad(x, (0, -W % step, 0, -H % step), mode="replicate"), step)
-    return x.unflatten(1, (C, step * step)).transpose(1, 2).flatten(0, 1)
-
-
-def _together(x: Tensor, step: int, like: Tensor) -> Tensor:
-    """Undo `_apart`. `(B step^2, C, h, w) -> (B, C, H, W)`, the shape of `like`."""
-    if step == 1:
-        return x
-    B, _, H, W = like.shape
-    x = x.unflatten(0, (B, step * step)).transpose(1, 2).flatten(1, 2)
-    return F.pixel_shuffle(x, step)[:, :, :H, :W]
+__all__ = ["LinearAttention", "PartialBlock", "RecAttention", "RecConv", "RepConv"]
 
 
 class RecConv(nn.Module):
@@ -79,7 +52,7 @@ class RecConv(nn.Module):
         self.convs = nn.ModuleList(conv(dim, kernel_size) for _ in range(levels + 1))  # the coarsest map's first
 
     def forward(self, x: Tensor) -> Tensor:
-        maps = [_apart(x, self.dilation)]
+        maps = [apart(x, self.dilation)]
         for _ in range(self.levels):
             maps.append(self.down(maps[-1]) if torch.jit.is_scripting() else depthwise(self.down, maps[-1]))
         y = x
@@ -87,36 +60,7 @@ class RecConv(nn.Module):
             finer = maps.pop()
             y = finer + F.interpolate(y, size=finer.shape[2:], mode="bilinear") if level > 0 else finer
             y = conv(y) if torch.jit.is_scripting() else depthwise(conv, y)
-        return _together(y, self.dilation, x)
-
-
-def conv_norm(
-    dim: int,
-    out_dim: int,
-    kernel_size: int = 1,
-    stride: int = 1,
-    groups: int = 1,
-    bias: bool = False,
-    dilation: int = 1,
-    **dd: Any,
-) -> nn.Sequential:
-    pad = dilation * (kernel_size // 2)
-    conv = nn.Conv2d(dim, out_dim, kernel_size, stride, pad, dilation, groups, bias, **dd)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_dim, **dd))
-
-
-class DepthwiseNorm(nn.Sequential):
-    """A depthwise convolution and its norm. `(B, C, H, W) -> (B, C, ceil(H / stride), ceil(W / stride))`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self[1](self[0](x) if torch.jit.is_scripting() else depthwise(self[0], x))
-
-
-def depthwise_norm(
-    dim: int, kernel_size: int, stride: int = 1, bias: bool = False, dilation: int = 1, **dd: Any
-) -> nn.Sequential:
-    conv = depthwise_conv(dim, kernel_size, stride, dilation, bias, **dd)
-    return DepthwiseNorm(conv, nn.BatchNorm2d(dim, **dd))
+        return together(y, self.dilation, x)
 
 
 class LinearAttention(nn.Module):
@@ -143,7 +87,7 @@ class LinearAttention(nn.Module):
         self.pos = depthwise_norm(dim, 3, bias=bias, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        whole, x = x, _apart(x, self.dilation)
+        whole, x = x, apart(x, self.dilation)
         B, C, H, W = x.shape
         h, N = self.num_heads, H * W
         q, k = (F.elu(self.qk(x)) + 1).chunk(2, dim=1)
@@ -156,7 +100,7 @@ class LinearAttention(nn.Module):
         else:
             context = (v * scale) @ (k * scale).transpose(2, 3)  # (B, h, C / h, d)
             y = context @ q / (k.mean(3, keepdim=True).transpose(2, 3) @ q + 1e-6)  # (B, h, C / h, N)
-        return _together(y.reshape(B, C, H, W) + self.pos(x), self.dilation, whole)
+        return together(y.reshape(B, C, H, W) + self.pos(x), self.dilation, whole)
 
 
 class RecAttention(nn.Module):
@@ -203,9 +147,9 @@ class RecAttention(nn.Module):
         self.conv = depthwise_norm(dim, kernel_size, bias=bias, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = _apart(x, self.dilation)
+        y = apart(x, self.dilation)
         y = self.conv(y + F.interpolate(self.attn(self.down(y)), size=y.shape[2:], mode="nearest"))
-        return _together(y, self.dilation, x)
+        return together(y, self.dilation, x)
 
 
 class RepConv(nn.Module):
@@ -227,39 +171,6 @@ def _one_convolution(layer: RepConv) -> nn.Module:
         conv.weight += F.pad(narrow.weight + 1, (1, 1, 1, 1))
         conv.bias += narrow.bias
     return conv
-
-
-def mlp(dim: int, mlp_ratio: float, bias: bool = False) -> nn.Sequential:
-    hidden = int(dim * mlp_ratio)
-    return nn.Sequential(conv_norm(dim, hidden, bias=bias), nn.GELU(), conv_norm(hidden, dim, bias=bias))
-
-
-class Downsample(nn.Module):
-    """A strided convolution, then an MLP beside a shortcut. `(B, C, H, W) -> (B, D, ceil(H / 2), ceil(W / 2))`."""
-
-    def __init__(self, mixer: nn.Module, mlp: nn.Module, drop_path: float = 0.0) -> None:
-        super().__init__()
-        self.mixer = mixer
-        self.mlp = mlp
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.mixer(x)
-        return x + self.drop_path(self.mlp(x))
-
-
-class Block(nn.Module):
-    """Mixer and MLP, one after the other, beside one shortcut. `(B, C, H, W) -> (B, C, H, W)`."""
-
-    def __init__(self, mixer: nn.Module, norm: nn.Module, mlp: nn.Module, drop_path: float) -> None:
-        super().__init__()
-        self.mixer = mixer
-        self.norm2 = norm
-        self.mlp = mlp
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.drop_path(self.mlp(self.norm2(self.mixer(x))))
 
 
 class PartialBlock(nn.Module):

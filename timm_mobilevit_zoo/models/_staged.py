@@ -135,7 +135,7 @@ class StagedModel(nn.Module):
         head_std: Standard deviation of the truncated normal distribution that a new classifier's weights are drawn
             from, its bias then 0; 0 for torch's own initial values.
         distilled: Whether there is a second classifier, for a teacher's labels; the logits are the mean of both.
-        head_norms: Whether there is a BatchNorm in front of each classifier, as in LeViT.
+        head_norm: Makes, of their number, a norm of the pooled channels in front of each classifier; None for none.
         strides: Of the stages, in image pixels.
         output_stride: Stride at which the stages stop to halve the map: 8, 16 or 32, in image pixels; None for none.
 
@@ -146,7 +146,7 @@ class StagedModel(nn.Module):
         head: The classifier, an `nn.Linear`, or `nn.Identity` for `num_classes=0`.
         head_dist: The second classifier, or None: as in timm's DeiT and LeViT, but in front of `head`, since clients
             look for a classifier in the last child.
-        head_norm: What is between pool and `head`, a BatchNorm or `nn.Identity()`; `head_dist_norm` likewise.
+        head_norm: What is between pool and `head`, a norm or `nn.Identity()`; `head_dist_norm` likewise.
     """
 
     __jit_unused_properties__ = ("set_distilled_training",)
@@ -167,7 +167,7 @@ class StagedModel(nn.Module):
         head_bias: bool = True,
         head_std: float = 0.0,
         distilled: bool = False,
-        head_norms: bool = False,
+        head_norm: Callable[..., nn.Module] | None = None,
         strides: Sequence[int] = STRIDES,
         output_stride: int | None = None,
     ) -> None:
@@ -176,7 +176,7 @@ class StagedModel(nn.Module):
         self.num_classes = num_classes
         self.head_bias = head_bias
         self.head_std = head_std
-        self.head_norms = head_norms
+        self.new_head_norm = head_norm
         self.distilled_training = False
         self.num_features = num_features or embed_dims[-1]
         levels = [(stem_dim, 2, "stem")] if stem_dim else []
@@ -201,8 +201,9 @@ class StagedModel(nn.Module):
         self.head = self._classifier()
 
     def _head_norm(self, **dd: Any) -> nn.Module:
-        wanted = self.head_norms and self.num_classes
-        return nn.BatchNorm1d(self.head_hidden_size, **dd) if wanted else nn.Identity()
+        if self.new_head_norm is None or not self.num_classes:
+            return nn.Identity()
+        return self.new_head_norm(self.head_hidden_size, **dd)
 
     def _classifier(self, **dd: Any) -> nn.Module:
         if not self.num_classes:

@@ -16,7 +16,7 @@ Changes from the authors' code:
       both;
     * `output_stride`, which they do not have, mixes the map that the network would have had and its shifts apart.
 
-Shapes: B batch, C channels, H x W map. The layers are in `_recursive.py`.
+Shapes: B batch, C channels, H x W map. The layers are in `_recursive.py`, the blocks in `_metanext.py`.
 """
 
 import re
@@ -24,24 +24,14 @@ from functools import partial
 from math import gcd
 from typing import Any
 
-import torch
 from timm.layers import calculate_drop_path_rates
 from torch import Tensor, nn
 
 from ._args import check_args, dilations
 from ._build import build_staged
 from ._cfg import imagenet_cfg, pinned_default_cfgs, register_model
-from ._recursive import (
-    Block,
-    Downsample,
-    LinearAttention,
-    PartialBlock,
-    RecAttention,
-    RecConv,
-    RepConv,
-    conv_norm,
-    mlp,
-)
+from ._metanext import AUTHORS_NAMES, Block, Downsample, check_widths, conv_norm, mlp, one_classifier
+from ._recursive import LinearAttention, PartialBlock, RecAttention, RecConv, RepConv
 from ._staged import Stage, StagedModel
 from .traits import form_of
 
@@ -91,10 +81,7 @@ class RecNeXt(StagedModel):
         output_stride: int | None = None,
     ) -> None:
         check_args(locals(), ("embed_dims", "depths", *(["num_heads"] if num_heads is not None else [])))
-        if embed_dims[0] < 2:
-            raise ValueError(f"embed_dims={embed_dims} must begin with 2 or more: the stem has half as many channels")
-        if mlp_ratio * min(embed_dims) < 1:
-            raise ValueError(f"mlp_ratio={mlp_ratio} leaves no hidden channel of embed_dims={embed_dims}")
+        check_widths(embed_dims, mlp_ratio)
         before = embed_dims[0] // 2
         stem = nn.Sequential(conv_norm(in_chans, before, 3, 2), nn.GELU())
         stages = []
@@ -126,7 +113,7 @@ class RecNeXt(StagedModel):
             drop_rate=drop_rate,
             distilled=True,
             head_std=0.02,
-            head_norms=True,
+            head_norm=nn.BatchNorm1d,
             output_stride=output_stride,
         )
 
@@ -201,47 +188,26 @@ class PartialRecNeXt(StagedModel):
             drop_rate=drop_rate,
             distilled=True,
             head_std=0.02,
-            head_norms=True,
+            head_norm=nn.BatchNorm1d,
             strides=strides,
             output_stride=output_stride,
         )
 
 
-@form_of(RecNeXt, PartialRecNeXt, kind="fused")
-def _one_classifier(model: Any) -> None:
-    """Fold the two classifiers, each with its norm, into one that computes their mean; the network stays."""
-    if model.head_dist is None or not model.num_classes:
-        return
-    weight, bias = torch.zeros_like(model.head.weight), torch.zeros_like(model.head.bias)
-    with torch.no_grad():
-        for head, norm in ((model.head, model.head_norm), (model.head_dist, model.head_dist_norm)):
-            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-            weight += head.weight * scale / 2
-            bias += (head.bias + head.weight @ (norm.bias - norm.running_mean * scale)) / 2
-        model.head.weight.copy_(weight)
-        model.head.bias.copy_(bias)
-    model.head_dist, model.head_norm, model.head_dist_norm = None, nn.Identity().eval(), nn.Identity().eval()
+form_of(RecNeXt, PartialRecNeXt, kind="fused")(one_classifier)
 
 
 # Weights: the authors' names on the left.
 _RENAMES: tuple[tuple[str, Any], ...] = (
-    (r"^stem\.stem\.0\.", "stem.layers.0."),
-    (r"^stem\.stem\.([24])\.", lambda m: f"stage1.downsample.{int(m[1]) - 2}."),
-    (r"^stages\.(\d)\.", lambda m: f"stage{int(m[1]) + 1}."),
-    (r"^head\.(head|head_dist)\.norm\.", r"\1_norm."),
-    (r"^head\.(head|head_dist)\.linear\.", r"\1."),
     (r"\.downsample\.token_mixer\.(weight|bias)$", r".downsample.mixer.0.\1"),
     (r"\.downsample\.norm\.", ".downsample.mixer.1."),
-    (r"(\.blocks\.\d+)\.norm\.", r"\1.norm2."),
     (r"\.token_mixer\.(?:attn\.)?down\.0\.", ".mixer.down."),
     (r"\.token_mixer\.(?:attn\.)?down\.1\.", ".mixer.attn."),
-    (r"\.token_mixer\.(?:attn\.)?", ".mixer."),
-    (r"\.channel_mixer\.", ".mlp."),
+    (r"\.token_mixer\.attn\.", ".mixer."),
     (r"\.rep_mixer\.lk\.", ".local.wide."),
     (r"\.rep_mixer\.sk\.", ".local.narrow."),
     (r"\.pe\.", ".pos."),
-    (r"\.conv\.(weight|bias)$", r".0.\1"),
-    (r"\.norm\.(?=\w+$)", ".1."),
+    *AUTHORS_NAMES,
 )
 
 
