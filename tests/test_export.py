@@ -174,7 +174,10 @@ def test_the_manifest(tmp_path, photos):
     assert found["architecture"] == NAME
     assert found["input"]["shape"] == [None, 3, *SIZE]
     assert found["input"]["mean"] == list(timm.get_pretrained_cfg(NAME).mean)
-    assert found["output"] == {"name": "logits", "shape": [None, 3]}
+    assert found["input"]["colours"] == "RGB"
+    assert found["input"]["divide_by"] == 255
+    asked = {"values": "logits", "probabilities": "softmax over the last axis"}
+    assert found["output"] == {"name": "logits", "shape": [None, 3]} | asked
     assert found["labels"] == ["a", "b", "c"]
     assert found["checks"]["real"]["images"] == 5
     assert {"torch", "timm", "onnx", "onnxruntime"} < found["versions"].keys()

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,9 @@ from timm_mobilevit_zoo.models.probe import matches, probe, seed_weights
 ROOT = Path(__file__).resolve().parent.parent
 
 
+sys.path.append(str(ROOT / "docs" / "tools"))  # what starts a tool as a script has its folder there
+
+
 def load(name):
     spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "tools" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
@@ -26,7 +30,7 @@ def load(name):
     return module
 
 
-generate, distill_digits, pictures = load("generate"), load("distill_digits"), load("pictures")
+families, generate, distill_digits, pictures = map(load, ("families", "generate", "distill_digits", "pictures"))
 benchmarks, growth, frontier = load("benchmarks"), load("growth"), load("frontier")
 formats = load("formats")
 CONFIGS = sorted((ROOT / "hub_configs").glob("*.json"))
@@ -52,9 +56,9 @@ def some():
 def written(tmp_path_factory):
     root = tmp_path_factory.mktemp("written")
     (root / "docs").mkdir()
-    for page in generate.PAGES:
-        marks = (generate.BEGIN, generate.END, *(generate.TAGS if page == generate.TAGS_PAGE else ()))
-        (root / page).write_text("".join(f"{mark}\n" for mark in marks), encoding="utf-8")
+    marks = {generate.PAGE: (generate.BEGIN, generate.END, *generate.TAGS)}
+    for page, lines in (marks | dict.fromkeys(families.READMES, (families.BEGIN, families.END))).items():
+        (root / page).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generate, "variants", some)
         generate.write(root)
@@ -123,8 +127,8 @@ def test_a_changed_missing_or_left_over_file_is_named(root):
     configs[0].write_text("{}\n", encoding="utf-8")
     configs[1].unlink()
     (root / "hub_configs" / "gone.json").write_text("{}\n", encoding="utf-8")
-    (root / generate.PAGES[0]).write_text(f"{generate.BEGIN}\n{generate.END}\n", encoding="utf-8")
-    stale = {f"hub_configs/{path.name}" for path in configs[:2]} | {"hub_configs/gone.json", generate.PAGES[0]}
+    (root / "README.md").write_text(f"{families.BEGIN}\n{families.END}\n", encoding="utf-8")
+    stale = {f"hub_configs/{path.name}" for path in configs[:2]} | {"hub_configs/gone.json", "README.md"}
     assert set(generate.check(root)) == stale
     generate.write(root)
     assert generate.check(root) == []
@@ -171,15 +175,18 @@ def test_what_was_published_is_kept(root):
     path = sorted((root / "hub_configs").glob("*.json"))[0]
     before = json.loads(path.read_text(encoding="utf-8"))
     change(path, **PUBLISHED)
-    assert set(generate.check(root)) == set(generate.PAGES)  # the tables name the repository
+    # The tables name the repository, or count what it holds.
+    assert set(generate.check(root)) == {generate.PAGE, families.CARDS, *families.READMES}
     change(path, params=1)
     path.rename(path.with_name("renamed.json"))  # its content says what it is
     generate.write(root)
     assert json.loads(path.read_text(encoding="utf-8")) == before | PUBLISHED
     assert generate.check(root) == []
     link = "[someone/weights](https://huggingface.co/someone/weights)"
-    assert link in (root / generate.TAGS_PAGE).read_text(encoding="utf-8")
-    assert all(f"`{before['tag']}`" in (root / page).read_text(encoding="utf-8") for page in generate.PAGES)
+    page = (root / generate.PAGE).read_text(encoding="utf-8")
+    assert link in page
+    assert f"`{before['tag']}`" in page
+    assert f"`{before['architecture']}.{before['tag']}`" in (root / families.CARDS).read_text(encoding="utf-8")
 
 
 def test_pins_of_a_name_that_is_gone_are_not_deleted(root):

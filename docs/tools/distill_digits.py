@@ -21,6 +21,10 @@ TABLE, PICTURE = DOCS / "distillation.csv", DOCS / "img" / "distillation.png"
 PAGES = (DOCS / "learn" / "distillation.md", DOCS / "zh" / "distillation.md")
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 SEEDS = (0, 1, 2)
+LABELS = "labels only"
+# What the table and the picture say in each language; the words that are options of the command stay as they are typed.
+ENGLISH = {word: word for word in ("student", "epochs", "learns from", "seed", "mean", LABELS, "the teacher")}
+CHINESE = dict(zip(ENGLISH, ("学生", "epoch 数", "学自", "种子", "平均", "只学标签", "教师"), strict=True))
 COMMON: dict[str, Any] = DIGITS | dict(img_size=32, workers=0, warmup_epochs=1)
 TEACHER: dict[str, Any] = dict(model="cloformer_xxs", epochs=15, warmup_epochs=3)
 # Epochs and learning rate of the two transformers were chosen by a run without a teacher, with a seed that is not in
@@ -86,7 +90,7 @@ def rows() -> list[dict[str, str]]:
 def label(row: dict[str, str]) -> str:
     """Return the name of a row's way to learn."""
     if not row["distill"]:
-        return "labels only"
+        return LABELS
     heat = f", T = {float(row['temperature']):g}" if row["temperature"] else ""
     return f"{row['distill']}{heat}, alpha = {float(row['alpha']):g}"
 
@@ -99,24 +103,30 @@ def groups() -> dict[tuple[str, str], list[float]]:
     return found
 
 
-def table() -> str:
-    """Return the measured table in Markdown: validation top-1 in percent, each seed and the mean."""
+def table(words: dict[str, str] = ENGLISH) -> str:
+    """Return the measured table in Markdown: validation top-1 in percent, each seed and the mean.
+
+    Args:
+        words: `ENGLISH`, or what another language has for its words.
+    """
     models = {row["student"]: row for row in rows()}
-    lines = ["| student | epochs | learns from | " + " | ".join(f"seed {seed}" for seed in SEEDS) + " | mean |"]
-    lines += ["| --- | ---: | --- |" + " ---: |" * (len(SEEDS) + 1)]
+    head = [*(words[word] for word in ("student", "epochs", "learns from")), *(f"{words['seed']} {s}" for s in SEEDS)]
+    lines = ["| " + " | ".join([*head, words["mean"]]) + " |", "| --- | ---: | --- |" + " ---: |" * (len(SEEDS) + 1)]
     for (student, way), found in groups().items():
         row, name = models[student], f"`{models[student]['model']}`"
-        cells = [f"{top1:.2f}" for top1 in found] if student != "teacher" else [f"{found[0]:.2f} (seed 42)", "", ""]
-        mean = f"**{sum(found) / len(found):.2f}**" if student != "teacher" else ""
-        name = f"{name}, the teacher" if student == "teacher" else name
-        lines.append("| " + " | ".join([name, row["epochs"], way, *cells, mean]) + " |")
+        cells = [f"{top1:.2f}" for top1 in found]
+        mean = f"**{sum(found) / len(found):.2f}**"
+        if student == "teacher":
+            name, cells, mean = f"{name}, {words['the teacher']}", [f"{found[0]:.2f} ({words['seed']} 42)", "", ""], ""
+        lines.append("| " + " | ".join([name, row["epochs"], words.get(way, way), *cells, mean]) + " |")
     return "\n".join(lines)
 
 
 def page(path: Path) -> str:
-    """Return a page with the table filled in."""
+    """Return a page with the table filled in, in the page's language."""
     head, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    return f"{head}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}"
+    words = CHINESE if path.parent.name == "zh" else ENGLISH
+    return f"{head}{BEGIN}\n{table(words)}\n{END}{rest.partition(END)[2]}"
 
 
 def draw(path: Path = PICTURE) -> None:
@@ -126,13 +136,13 @@ def draw(path: Path = PICTURE) -> None:
     panels: dict[str, dict[str, list[float]]] = defaultdict(dict)
     for (student, way), found in groups().items():
         panels[student][way] = found
-    teacher = panels.pop("teacher")["labels only"][0]
+    teacher = panels.pop("teacher")[LABELS][0]
     epochs = {row["student"]: row["epochs"] for row in rows()}
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots(1, len(panels), width_ratios=[len(ways) for ways in panels.values()], sharey=True)
     for axis, (student, ways) in zip(axes, panels.items(), strict=True):
         for x, (way, found) in enumerate(ways.items()):
-            axis.plot([x] * len(found), found, "o", color="tab:blue" if way == "labels only" else "tab:orange")
+            axis.plot([x] * len(found), found, "o", color="tab:blue" if way == LABELS else "tab:orange")
             axis.hlines(sum(found) / len(found), x - 0.3, x + 0.3, color="black")
         axis.axhline(teacher, color="tab:green", linestyle="--", linewidth=1)
         axis.set_xticks(range(len(ways)), [way.replace(", ", "\n") for way in ways], fontsize=8)

@@ -1,4 +1,4 @@
-"""Write what is generated from the registered models: `hub_configs/*.json` and the tables in README.md and docs.
+"""Write what is generated from the registered models: `hub_configs/*.json` and the tables of models in the docs.
 
 Of a hub config whose weights are published the section `hub` and the probe are kept, and of another's file what only
 those know who have had it (commit, digest, size): these do not follow from the model.
@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import families
 import timm
 import torch
 
@@ -27,11 +28,11 @@ from timm_mobilevit_zoo.models.probe import SEED, gmacs, matches, probe, seed_we
 __all__ = ["check", "expected_files", "variants", "write"]
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "docs/models.md")
+PAGE = "docs/models.md"
 SEEDED = "seeded by name"
 TOLERANCE = 1e-4  # ten times what computers and versions of torch differ by; GELU's approximation is more
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
-TAGS_PAGE, TAGS = "docs/models.md", ("<!-- tags:begin -->", "<!-- tags:end -->")
+TAGS = ("<!-- tags:begin -->", "<!-- tags:end -->")
 
 
 def variants() -> list[str]:
@@ -229,7 +230,7 @@ def expected_files(root: Path = ROOT) -> dict[str, str]:
 
     Raises:
         ValueError: For a page without the lines of its table, a hub config that holds pins of no registered name, and
-            as `read_configs`.
+            as `read_configs` and `families.pages`.
     """
     old = read_configs(root / HUB_CONFIGS)
     keys = {variant: _key(variant) for variant in variants()}
@@ -239,10 +240,9 @@ def expected_files(root: Path = ROOT) -> dict[str, str]:
     configs = {variant: _hub_config(variant, old.get(key, HubConfig({}, None))) for variant, key in keys.items()}
     files = {f"{HUB_CONFIGS}/{_file_name(v)}": json.dumps(c, indent=2) + "\n" for v, c in configs.items()}
     table = _table({variant: config for variant, config in configs.items() if _is_default(variant)})
-    for page in PAGES:
-        files[page] = _page(root / page, (root / page).read_text(encoding="utf-8"), table)
-    files[TAGS_PAGE] = _page(root / TAGS_PAGE, files[TAGS_PAGE], _tags(configs), *TAGS)
-    return files
+    text = _page(root / PAGE, (root / PAGE).read_text(encoding="utf-8"), table)
+    files[PAGE] = _page(root / PAGE, text, _tags(configs), *TAGS)
+    return files | families.pages(configs.values(), root)
 
 
 def _is_default(variant: str) -> bool:

@@ -160,10 +160,18 @@ def _manifest(network: Any, task: Task, config: dict[str, Any], x: Tensor, logit
             "shape": _open(x.shape, task.dynamic),
             "layout": "NCHW",
             "dtype": "float32",
+            # What to do with a photo's bytes, in this order: colours, division, then mean and std.
+            "colours": "grey" if x.shape[1] == 1 else "RGB" if x.shape[1] == 3 else None,
+            "divide_by": 255,
             **{key: [float(value) for value in config[key]] for key in ("mean", "std")},
             **{key: config[key] for key in ("interpolation", "crop_pct", "crop_mode")},
         },
-        "output": {"name": OUTPUT, "shape": [_open(x.shape, task.dynamic)[0], logits.shape[1]]},
+        "output": {
+            "name": OUTPUT,
+            "shape": [_open(x.shape, task.dynamic)[0], logits.shape[1]],
+            "values": "logits",
+            "probabilities": "softmax over the last axis",
+        },
     }
 
 

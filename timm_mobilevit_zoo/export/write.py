@@ -82,10 +82,11 @@ def to_onnx(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
 
     Returns:
         The manifest: `format`, `files` with bytes and sha256, `architecture`, `weights_sha256`, `input` (name, shape
-        with None for what may differ, layout, mean, std), `output`, `labels`, `checks` (for `random` and `real` images
-        how many, the largest `error` in standard deviations of the logits and the root mean square, `rms`, of all, and
-        the share that has the same `top1`),
-        `versions`; of executorch also `xnnpack`, the `regions` that it takes and the operators `left` out of them.
+        with None for what may differ, layout; colours, number to divide by, mean and std, in the order in which they
+        prepare a photo), `output` (logits, and how probabilities follow), `labels`, `checks` (for `random` and `real`
+        images how many, the largest `error` in standard deviations of the logits and the root mean square, `rms`, of
+        all, and the share that has the same `top1`), `versions`; of executorch also `xnnpack`, the `regions` that it
+        takes and the operators `left` out of them.
         With int8 also that: how many `images` it was calibrated on; `layers`, those in 8 bits, each with the `error` of
         its output on some of them (root mean square, as a part of float's), largest first; which operators are `float`,
         with how many of each, and `why_float`; `float_weights_bytes`, what weights take that are not quantised. The
