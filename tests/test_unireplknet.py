@@ -67,6 +67,8 @@ def test_fuse_makes_the_response_norms_bias_the_last_layers():
     assert fused[0].norm.bias is None
     assert fused[0].fc2.bias.any()
     close(fused(x), module(x))
+    for one in (module, fused):
+        close(torch.jit.script(one)(x), module(x))
 
 
 @torch.no_grad()

@@ -100,7 +100,8 @@ class GlobalResponseNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         norms = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
         y = x * (1 + self.weight * (norms / (norms.mean(3, keepdim=True) + 1e-6)))
-        return y if self.bias is None else y + self.bias
+        bias = self.bias
+        return y if bias is None else y + bias
 
 
 @form_of(GlobalResponseNorm)
