@@ -180,7 +180,7 @@ def test_a_file_of_others_gives_the_recorded_logits(variant, drive, host, moved,
     assert model.pretrained_cfg["url"] == timm.get_pretrained_cfg(variant).url
     size = int(keys(golden, "logits_")[0].removeprefix("logits_"))
     with torch.inference_mode():
-        compare(golden, f"logits_{size}", model(recorded_image(size)))
+        compare(golden, f"logits_{size}", model(recorded_image(size)), "logits")
     asked = len(drive.asked + host.asked)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the second time nothing is said, and nothing asked
@@ -226,7 +226,7 @@ def test_a_birders_file_gives_its_logits(golden, host, moved, tmp_path):
     variant = f"{golden.stem}.birder_il_common"
     host.answers[moved(variant)] = packed(tmp_path, birds(golden))
     with torch.inference_mode():
-        compare(golden, "logits_64", quiet(variant)(recorded_image(64)))
+        compare(golden, "logits_64", quiet(variant)(recorded_image(64)), "logits")
 
 
 def test_a_birders_file_brings_names_mean_and_deviation(host, moved, tmp_path):
@@ -453,7 +453,7 @@ def test_a_repository_of_others_gives_the_recorded_logits(repository, missing):
     found, said = ask(golden.stem, missing)
     assert found == cfg.hf_hub_id
     assert said.startswith(f"HubError: (401) {PLACES[missing]}")
-    compare(golden, "logits_64", load_file(home / f"{golden.stem}.safetensors")["logits"])
+    compare(golden, "logits_64", load_file(home / f"{golden.stem}.safetensors")["logits"], "logits")
     asked = len(local.requests)
     assert ask(golden.stem, f"{golden.stem}.{cfg.tag}") == [cfg.hf_hub_id] * 2
     assert len(local.requests) == asked  # from the cache, and nothing asked
