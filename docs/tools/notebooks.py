@@ -1,8 +1,8 @@
 """Run the notebooks of docs/notebooks and store what their cells print and draw.
 
-`python docs/tools/notebooks.py [NAME ...]` needs the package with its extras `demo`, `onnx` and `recipes`. Notebooks run
-in a folder of their own, with STEPS from the environment, which they read. Lines that start with % are Jupyter's, such as
-what installs the package on Colab, and are left out. Cells tagged `network` run with `--network` alone.
+`python docs/tools/notebooks.py [NAME ...]` needs the package with its extras `demo`, `onnx` and `recipes`. Notebooks
+run in a folder of their own, with STEPS from the environment, which they read. Lines that start with % are Jupyter's,
+such as what installs the package on Colab, and are left out. Cells tagged `network` run with `--network` alone.
 """
 
 import argparse
