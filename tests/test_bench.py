@@ -337,7 +337,7 @@ def test_memory_is_what_a_call_allocates():
 
 def test_moved_counts_weights_and_maps_once():
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 5, bias=False)).to("meta")
-    assert moved(network, 8) == (3 * 4 + 4 + 5 * 4 * 64, (3 + 4) * 64 + 4 * 64 + 5)
+    assert moved(network, (8, 8)) == (3 * 4 + 4 + 5 * 4 * 64, (3 + 4) * 64 + 4 * 64 + 5)
 
 
 BAD = {
@@ -447,4 +447,4 @@ def test_the_command(capsys, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         main(["bench", NAME, "--backend", "tvm"])
     assert stopped.value.code == 2
-    assert "--backend: invalid choice: 'tvm'" in capsys.readouterr().err
+    assert "--backend 'tvm' must be eager, fuse" in capsys.readouterr().err

@@ -239,6 +239,7 @@ for name in names:
 )
 def test_a_package_with_published_weights(folders, tmp_path, layout):
     package = shutil.copytree(ROOT / "timm_mobilevit_zoo", tmp_path / "timm_mobilevit_zoo")
+    shutil.copytree(ROOT / "timm_mobilevit_zoo_cli", tmp_path / "timm_mobilevit_zoo_cli")
     configs = shutil.copytree(ROOT / "hub_configs", tmp_path / layout)
     for path in configs.iterdir():
         path.write_text(json.dumps(json.loads(path.read_text()) | {"hub": {}}))
@@ -265,6 +266,7 @@ def test_a_package_with_published_weights(folders, tmp_path, layout):
 
 def test_a_malformed_hub_config_stops_the_import_by_name(tmp_path):
     shutil.copytree(ROOT / "timm_mobilevit_zoo", tmp_path / "timm_mobilevit_zoo")
+    shutil.copytree(ROOT / "timm_mobilevit_zoo_cli", tmp_path / "timm_mobilevit_zoo_cli")
     configs = shutil.copytree(ROOT / "hub_configs", tmp_path / "hub_configs")
     path = sorted(configs.iterdir())[0]
     path.write_text(json.dumps(json.loads(path.read_text()) | {"hub": {"repo_id": REPO, "revision": "main"}}))

@@ -378,7 +378,7 @@ def test_private_unless_asked(hub, zoo, folder):
         status=[2, 0, 0, 2, 2],
     )
     assert "must be the name of a branch" in number
-    assert "private=True, but me/open is public already" in refused
+    assert "--private, but me/open is public already" in refused
     assert "--no-private" in refused
     assert len(hub.commits("me/open")) == 3
     assert not hub.is_private("me/new")
@@ -704,7 +704,9 @@ def test_the_page_on_weights_runs(hub, run, zoo, folder, tmp_path):
     """Its examples that need a Hub, in their order but for the commands, which come first."""
     page = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8").partition("## Publish")[2]
     shell, python = (re.findall(rf"^```{kind}\n(.*?)^```$", page, re.DOTALL | re.MULTILINE) for kind in ("sh", "py"))
-    names = {"OWNER/NAME": REPO, "my-model": folder, "local-dir:FOLDER": f"local-dir:{folder}"}
+    names = {"OWNER/NAME": REPO, "my-model": folder, "local-dir:FOLDER": f"local-dir:{folder}", "RUN": tmp_path / "run"}
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run" / "README.md").unlink()
     pushed, pulled = (block.splitlines() for block in shell if "OWNER/NAME" in block)
 
     def argv(line):
@@ -716,7 +718,7 @@ def test_the_page_on_weights_runs(hub, run, zoo, folder, tmp_path):
             for word in words
         ]
 
-    assert "pushed: revision" in zoo(*map(argv, pushed))[1]
+    assert "pushed: revision" in zoo(*map(argv, pushed))[-1]
     zoo(*map(argv, pulled))
     assert contents(tmp_path / "pulled")[WEIGHTS] == contents(folder)[WEIGHTS]
     code = "\n".join(python).replace("COMMIT", hub.head(REPO))
@@ -799,7 +801,7 @@ def test_convert_and_push(hub, zoo, tmp_path):
         [*args, "-o", tmp_path / "one", "--push", REPO],
         status=[2, 2, 0],
     )
-    assert "repo_id='nowhere'" in told[0]
+    assert "--push nowhere must be 'owner/name'" in told[0]
     assert "nothing was changed on the Hub" in told[2]
     assert f"push {tmp_path / 'one'} {REPO} --yes pushes" in told[2], "convert itself wants a new folder"
     assert not (tmp_path / "no").exists()

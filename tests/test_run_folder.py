@@ -257,7 +257,7 @@ def test_weights_that_are_not_the_runs_are_never_replaced(digits, tmp_path):
 
     last = (out / LAST).read_bytes()
     (out / LAST).unlink()
-    with pytest.raises(ValueError, match=r"is not an empty folder; holds no checkpoints/last\.ckpt to resume"):
+    with pytest.raises(ValueError, match=r"is not an empty folder; it holds no checkpoints/last\.ckpt to resume"):
         resumed(epochs=1)
     assert seen(out) == {name: held for name, held in finished.items() if name != LAST}
 

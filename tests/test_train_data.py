@@ -266,7 +266,16 @@ def test_photos_are_learnt_from_upright(tmp_path, orientation):
 
 # Augmentation by a policy
 
-POLICIES = ["rand-m9-mstd0.5-inc1", "rand-mstd1-tweights", "augmix-m5-w4-d2", "original-mstd0.5", "v0", "v0r", "3a"]
+POLICIES = [
+    "rand-m9-mstd0.5-inc1",
+    "rand-m7-mstd0.5-inc1",
+    "rand-mstd1-tweights",
+    "augmix-m5-w4-d2",
+    "original-mstd0.5",
+    "v0",
+    "v0r",
+    "3a",
+]
 
 
 def test_the_policies_that_the_documentation_names_are_tried():

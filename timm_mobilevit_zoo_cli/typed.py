@@ -26,7 +26,7 @@ _ALIASES: Mapping[str, Mapping[str, str]] = {
     "page": {"model": "models", "folder": "output"},
     "export": {"network": "model"},
     "pin": {"name": "names"},
-    "convert": {"folder": "output"},
+    "convert": {"folder": "output", "repo_id": "push"},
 }
 _CALLS = {"timm_mobilevit_zoo.list_models()": "timm-mobilevit-zoo models --all"}
 
@@ -67,7 +67,8 @@ def _options(command: str) -> dict[str, Any]:
         name: "" if one.required and not one.keyword_only else one.kind for name, one in arguments.items()
     }
     words |= dict.fromkeys(LEFT_OUT.get(command, ()), "")
-    words |= {"trust": bool} if command == "predict" else {}
+    others: Mapping[str, dict[str, Any]] = {"predict": {"trust": bool}, "convert": {"push": str}}
+    words |= others.get(command, {})
     return {name: kind for name, kind in words.items() if name not in hidden}
 
 

@@ -236,7 +236,7 @@ class Run:
     def _create_network(self) -> None:
         """Create the network, what it is trained for told in its config, and the task around it."""
         options, labels = self.options, self.labels
-        student = create_student(options, len(labels))
+        student = self.student = create_student(options, len(labels))
         wanted = {key: options[key] for key in ("img_size", "in_chans", "crop_pct")}
         self.config = data_config(student, **wanted)
         describe(student, self.config, labels)

@@ -41,7 +41,7 @@ def facts_of(run: "Run", given: list[str]) -> dict[str, Any]:
         and those in all, `train` and `val`; `device`, `processes`; `options`, all arguments, and `given`, the names of
         those that are not the default; `warmup_epochs` and `versions`.
     """
-    network = run.task.trainable_module
+    network = run.student
     name = network.pretrained_cfg["architecture"]
     counts = [Counter(target for _, target in getattr(part, "samples", ())) for part in (run.train_set, run.val_set)]
     known = run.options["dataset"] == ""
