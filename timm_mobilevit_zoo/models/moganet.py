@@ -198,10 +198,10 @@ class MogaNet(StagedModel):
         init_convs(nn.ModuleList([stem, *stages]))
         super().__init__(
             stem=stem,
-            stages=stages,
-            norm=nn.Identity(),
-            embed_dims=embed_dims,
             stem_dim=embed_dims[0] // 2,
+            stages=stages,
+            embed_dims=embed_dims,
+            norm=nn.Identity(),
             in_chans=in_chans,
             num_classes=num_classes,
             global_pool=global_pool,
