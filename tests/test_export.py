@@ -126,6 +126,7 @@ PLAIN = {
         "sigmoid",
     ),
     *("silu", "slice", "softmax", "sub", "tanh", "transpose", "unflatten", "upsample_bilinear2d"),
+    *("clone", "view", "_unsafe_view"),  # how torch 2.4 reshapes
 }
 
 

@@ -1,11 +1,14 @@
 """Files for ExecuTorch: XNNPACK takes the whole of a network, computes the same, and nothing more is left in 8 bits."""
 
 import pytest
+import torch
+from packaging.version import Version
 from zoo import EVERY_SIZE, FIXED, KINDS, NAMES, create, write_blots
 
 from timm_mobilevit_zoo import export
 from timm_mobilevit_zoo.models.probe import seed_weights
 
+pytestmark = pytest.mark.skipif(Version(torch.__version__) < Version("2.7"), reason="ExecuTorch wants a newer torch")
 # Lowering takes half a minute to two a network: all with EVERY_SIZE=1, else one block of one.
 LOWERED = pytest.mark.parametrize("name", NAMES if EVERY_SIZE else KINDS[1:])
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from packaging.version import Version
 from PIL import Image
 from zoo import KINDS, create
 
@@ -55,7 +56,8 @@ def test_the_pages_code_says_what_predict_says(title, network, tmp_path, monkeyp
 
 
 def test_each_format_has_its_lines():
-    assert {"ONNX Runtime", "OpenVINO", "ExecuTorch"} <= {*HERE}  # of the extra `test`
+    old = {"ExecuTorch"} if Version(torch.__version__) < Version("2.7") else set()  # which wants a newer torch
+    assert {"ONNX Runtime", "OpenVINO", "ExecuTorch"} <= {*HERE} | old  # of the extra `test`
     assert len(RUNTIMES) + len({"Core ML"} & SECTIONS.keys()) == len(FORMATS)
     for blocks in re.findall(
         r"^```(?:py|js|kotlin|swift)\n(.*?)^```$", PAGE.split("## ONNX")[1], re.DOTALL | re.MULTILINE

@@ -307,7 +307,7 @@ def test_any_image_size(name):
 
     check()
     print(f"{name}: {len(tried)} sizes")
-    assert len(tried) >= (20 if EVERY_SIZE else 10)
+    assert len(tried) >= (20 if EVERY_SIZE else 5)  # older hypothesis tries some twice
 
 
 @every_staged_family

@@ -70,7 +70,7 @@ def test_images_may_be_wider_than_high(digits, tmp_path):
         str(digits), output=str(tmp_path / "out"), **QUICK | {"epochs": 1, "img_size": (24, 32), "warmup_epochs": 0}
     )
     model = load(out["output"])
-    assert model.pretrained_cfg["input_size"] == (3, 24, 32)
+    assert tuple(model.pretrained_cfg["input_size"]) == (3, 24, 32)
     assert model.patch_embed.img_size == (24, 32)  # of what is made for one size
     assert len(predict(model, [str(next((digits / "val").glob("*/*.png")))])[0]["classes"]) == 3
 
@@ -477,7 +477,7 @@ def test_a_teacher_that_cannot_teach(digits, tmp_path, monkeypatch, options, err
 
 def test_a_teacher_of_other_channels(digits, tmp_path):
     teacher = timm.create_model(MODEL, num_classes=3, in_chans=1)
-    teacher.pretrained_cfg["input_size"] = (1, 32, 32)
+    teacher.pretrained_cfg |= {"input_size": (1, 32, 32), "mean": (0.5,), "std": (0.5,)}
     save_for_hf(teacher, tmp_path / "teacher", model_config={"label_names": list("013")}, safe_serialization=True)
     fails("sees 1 image channels, the student 3", digits, tmp_path, teacher=str(tmp_path / "teacher"))
 

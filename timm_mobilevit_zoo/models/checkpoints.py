@@ -1,5 +1,6 @@
 """Files of weights, as trainers leave them: read once, without running what they hold, in time that grows with them."""
 
+import codecs
 import os
 import re
 import threading
@@ -220,7 +221,9 @@ def _allowed() -> Iterator[None]:
             with torch.serialization.safe_globals(own):
                 yield
             return
-        torch.serialization.add_safe_globals(own)
+        torch.serialization.add_safe_globals(
+            [*own, codecs.encode]
+        )  # of NumPy's bytes; later torch has it among its own
         try:
             yield
         finally:
