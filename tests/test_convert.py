@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from zoo import GOLDEN, RECORDED, author_weights, close, create, every_kind, image
+from zoo import EVERY_SIZE, GOLDEN, RECORDED, author_weights, close, create, every_kind, image
 
 from timm_mobilevit_zoo import hub
 from timm_mobilevit_zoo.cli import main
@@ -29,7 +29,11 @@ def expected(tmp_path, tensors):
     return create(NAME, pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "expected.safetensors")})
 
 
-@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
+# What a family's layout becomes, tests of parity compare; here it is on its way into a folder.
+FEW = RECORDED if EVERY_SIZE else RECORDED[-3:]
+
+
+@pytest.mark.parametrize("path", FEW, ids=lambda path: path.stem)
 def test_authors_checkpoints_become_folders(path, tmp_path):
     torch.save({"model": author_weights(path), "epoch": 3}, tmp_path / "authors.pth")
     found = convert(str(tmp_path / "authors.pth"), model=path.stem, output=str(tmp_path / "out"), license="mit")
@@ -122,7 +126,7 @@ def test_what_cannot_be_converted(tmp_path, tensors, monkeypatch, write, message
     assert set(os.listdir(tmp_path)) <= {"file.pth"}
 
 
-@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FEW, ids=lambda path: path.stem)
 def test_an_image_size_is_for_models_made_for_one(path, tmp_path):
     torch.save(author_weights(path), tmp_path / "authors.pth")
     convert(str(tmp_path / "authors.pth"), model=path.stem, output=str(tmp_path / "out"), license="mit", img_size=64)

@@ -342,7 +342,7 @@ def test_unknown_arguments_are_refused(name):
 # Devices, types, layouts, copies
 
 
-@every_name
+@every_family
 @pytest.mark.parametrize("features_only", [False, True])
 def test_meta_device(name, features_only):
     with torch.device("meta"):
