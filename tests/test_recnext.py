@@ -13,6 +13,8 @@ from zoo import GOLDEN, author_weights, close, create, image
 
 from timm_mobilevit_zoo import fuse
 from timm_mobilevit_zoo.attention import RecAttention, RecConv
+from timm_mobilevit_zoo.common.quiet import quiet
+from timm_mobilevit_zoo.export.plain import plain
 from timm_mobilevit_zoo.models._recursive import LinearAttention
 from timm_mobilevit_zoo.models.probe import seed_weights
 from timm_mobilevit_zoo.models.recnext import published_top1
@@ -184,3 +186,15 @@ def test_a_dilated_mixer_keeps_its_cells(build, size):
     plain, dilated = (seed_weights(build(dilation)).eval() for dilation in (1, 3))
     x = torch.randn(2, 8, *size)
     torch.testing.assert_close(dilated(x)[:, :, ::3, ::3], plain(x[:, :, ::3, ::3]))
+
+
+def test_maps_come_back_by_a_factor_that_every_runtime_knows():
+    """LiteRT takes other cells of 4 for 7 than torch does: nearest neighbours by 2, then cut, are the same ones."""
+    with quiet():
+        graph = plain(seed_weights(create("recnext_a0")), image(96, 224, batch=1)).graph
+    nodes = [node for node in graph.nodes if "upsample_nearest" in str(node.target)]
+    sides = [(node.all_input_nodes[0].meta["val"].shape[2:], node.meta["val"].shape[2:]) for node in nodes]
+    assert len(sides) == 14
+    assert all(after == (2 * before[0], 2 * before[1]) for before, after in sides)
+    x = torch.rand(1, 1, 4, 4)
+    assert torch.equal(F.interpolate(x, scale_factor=2.0)[..., :7, :7], F.interpolate(x, size=(7, 7)))

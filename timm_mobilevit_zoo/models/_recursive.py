@@ -148,7 +148,9 @@ class RecAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = apart(x, self.dilation)
-        y = self.conv(y + F.interpolate(self.attn(self.down(y)), size=y.shape[2:], mode="nearest"))
+        # By 2 and cut, not to a size: the same cells, for sides are halved upwards, and LiteRT takes others of 4 for 7.
+        back = F.interpolate(self.attn(self.down(y)), scale_factor=2.0, mode="nearest")
+        y = self.conv(y + back[:, :, : y.shape[2], : y.shape[3]])
         return together(y, self.dilation, x)
 
 
