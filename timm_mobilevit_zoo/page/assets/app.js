@@ -214,6 +214,7 @@ async function showAttention() {
 }
 
 async function reshow() {
+  if ($("show").checked && !state.maps) say("Computing the maps");
   await showAttention();
   say("Ready");
 }
