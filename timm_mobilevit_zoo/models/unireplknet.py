@@ -112,15 +112,15 @@ class _PortableResponseNorm(nn.Module):
         super().__init__()
         self.weight, self.bias = norm.weight, norm.bias
         dim = norm.weight.shape[3]
-        self.across = nn.Linear(dim, 1)
+        self.across = nn.Conv2d(dim, 1, 1)  # LiteRT's converter fails for a linear layer of one row
         nn.init.constant_(self.across.weight, 1 / dim)
         nn.init.constant_(self.across.bias, 1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
         cells = float(x.shape[1] * x.shape[2])  # an integer would be converted in the graph
-        means = (x * x).permute(0, 3, 1, 2).mean((2, 3), keepdim=True).permute(0, 2, 3, 1)
-        norms = (means * cells).sqrt()
-        y = x + x * (norms / self.across(norms) * self.weight)
+        norms = ((x * x).permute(0, 3, 1, 2).mean((2, 3), keepdim=True) * cells).sqrt()  # (B, D, 1, 1)
+        shares = (norms / self.across(norms)).permute(0, 2, 3, 1)
+        y = x + x * (shares * self.weight)
         return y if self.bias is None else y + self.bias
 
 
