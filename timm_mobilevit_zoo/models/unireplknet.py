@@ -114,7 +114,7 @@ class _PortableResponseNorm(nn.Module):
         dim = norm.weight.shape[3]
         self.across = nn.Conv2d(dim, 1, 1)  # LiteRT's converter fails for a linear layer of one row
         nn.init.constant_(self.across.weight, 1 / dim)
-        nn.init.constant_(self.across.bias, 1e-6)
+        self.across.bias = nn.Parameter(torch.full((1,), 1e-6))
 
     def forward(self, x: Tensor) -> Tensor:
         cells = float(x.shape[1] * x.shape[2])  # an integer would be converted in the graph
