@@ -414,7 +414,9 @@ def test_the_table_of_formats():
     assert formats.page() == formats.PAGE.read_text(encoding="utf-8")
     rows = [row for row in formats.tried("executorch") if not row["failed"]]
     assert rows
-    assert all(row["xnnpack"] == {"regions": 1, "left": {}} for row in rows), "XNNPACK takes a network whole"
+    parted = {row["name"] for row in rows if row["xnnpack"] != {"regions": 1, "left": {}}}
+    # XNNPACK takes networks whole, but elu and nearest neighbours, which RecNeXt's linear attention has, it leaves.
+    assert parted == {"recnext_a0", "recnext_t"}
 
 
 def test_the_table_of_formats_tells_why_there_is_none(monkeypatch):
