@@ -273,10 +273,7 @@ def init_convs(model: nn.Module) -> None:
     """Draw a network's convolutions from a normal distribution of a variance of 2 over a group's fan-out; biases: 0."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
-            nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+            _init_conv(module, module.out_channels // module.groups)
 
 
 def init_layers(model: nn.Module) -> None:
@@ -287,11 +284,16 @@ def init_layers(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+            _init_conv(module, module.out_channels)
         elif isinstance(module, nn.Linear):
             init_linear(module)
+
+
+def _init_conv(conv: nn.Conv2d, channels: int) -> None:
+    """Draw a convolution whose fan-out counts so many channels; its bias is 0."""
+    nn.init.normal_(conv.weight, std=math.sqrt(2 / (math.prod(conv.kernel_size) * channels)))
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
 
 
 def every(x: Tensor, step: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Registered variants built as timm builds its own, from checkpoints that fit as a whole or not at all."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, TypeVar
 
@@ -13,10 +14,25 @@ from ._args import check_levels, drop_size_args
 from .checkpoints import counters
 from .pretrained import build_pinned
 
-__all__ = ["build_staged", "strict_filter", "with_zero_biases"]
+__all__ = ["build_staged", "renamed", "strict_filter", "with_zero_biases"]
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 FilterFn = Callable[[dict[str, Any], ModelT], dict[str, Tensor]]
+
+
+def renamed(state_dict: dict[str, Any], renames: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a state dict under other names, its values as they are.
+
+    Args:
+        state_dict: With its authors' names.
+        renames: Patterns, and what `re.sub` puts in their place; each name goes through all of them, in their order.
+    """
+    out = {}
+    for key, value in state_dict.items():
+        for pattern, ours in renames:
+            key = re.sub(pattern, ours, key)
+        out[key] = value
+    return out
 
 
 def strict_filter(filter_fn: FilterFn[ModelT], pretrained_strict: bool = True) -> FilterFn[ModelT]:

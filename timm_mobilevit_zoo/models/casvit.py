@@ -20,7 +20,6 @@ checkpoint without it loads too, `head` then serves as both, and the mean is its
 Shapes: B batch, C channels, H x W map.
 """
 
-import re
 from functools import partial
 from typing import Any
 
@@ -28,7 +27,7 @@ from timm.layers import DropPath, calculate_drop_path_rates
 from torch import Tensor, nn
 
 from ._args import check_args, check_sizes, dilations
-from ._build import build_staged, with_zero_biases
+from ._build import build_staged, renamed, with_zero_biases
 from ._cfg import birder_cfg, imagenet_cfg, pinned_default_cfgs, register_model
 from ._staged import Stage, StagedModel
 from .places import DRIVE
@@ -242,11 +241,7 @@ _RENAMES: tuple[tuple[str, Any], ...] = (
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Translate the authors' checkpoint, bare or under `model`, or birder's; one of ours passes through unchanged."""
     state_dict = state_dict.get("model", state_dict)
-    out = {}
-    for key, value in state_dict.items():
-        for pattern, ours in _RENAMES:
-            key = re.sub(pattern, ours, key)
-        out[key] = value
+    out = renamed(state_dict, _RENAMES)
     if "network.1.proj.weight" in state_dict and not any(key.startswith("head_dist.") for key in out):
         # The authors train with one classifier: used twice, it gives the mean that there is of one.
         out |= {key.replace("head.", "head_dist."): value for key, value in out.items() if key.startswith("head.")}

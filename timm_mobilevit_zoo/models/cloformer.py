@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from ._args import check_args, check_sizes, dilations
 from ._blocks import depthwise, depthwise_conv
-from ._build import build_staged
+from ._build import build_staged, renamed
 from ._cfg import imagenet_cfg, pinned_default_cfgs, register_model
 from ._pooled import PooledAttention
 from ._staged import Stage, StagedModel
@@ -308,11 +308,7 @@ _RENAMES: tuple[tuple[str, Any], ...] = (
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Translate the authors' checkpoint, bare or under `model`; one of ours passes through unchanged."""
     state_dict = state_dict.get("model", state_dict)
-    out = {}
-    for key, value in state_dict.items():
-        for pattern, ours in _RENAMES:
-            key = re.sub(pattern, ours, key)
-        out[key] = value
+    out = renamed(state_dict, _RENAMES)
     # A ConvFFN with a shortcut is strided: it closes the authors' stage and opens our next one.
     strided = {key.partition("shortcut.")[0] for key in out if re.match(r"stage\d\.blocks\.\d+\.mlp\.shortcut\.", key)}
     for prefix in strided:

@@ -17,7 +17,6 @@ The authors have published no weights. Their paper prints 11.1 M parameters for 
 Shapes: B batch, C channels, H x W map, h heads, d = C / h, N sampled cells, M of these that are keys.
 """
 
-import re
 from functools import partial
 from typing import Any
 
@@ -28,7 +27,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from ._args import check_args, check_sizes, dilations
 from ._blocks import depthwise, depthwise_conv, every, init_linear
-from ._build import build_staged, with_zero_biases
+from ._build import build_staged, renamed, with_zero_biases
 from ._cfg import birder_cfg, imagenet_cfg, pinned_default_cfgs, register_model
 from ._staged import Stage, StagedModel
 from .traits import Keys, keys_of, pooled_keys
@@ -292,11 +291,7 @@ _RENAMES = (
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Translate the authors' checkpoint, bare or under `model`, or birder's; one of ours passes through unchanged."""
     state_dict = state_dict.get("model", state_dict)
-    out = {}
-    for key, value in state_dict.items():
-        for pattern, ours in _RENAMES:
-            key = re.sub(pattern, ours, key)
-        out[key] = value
+    out = renamed(state_dict, _RENAMES)
     return with_zero_biases(out, model) if "features.0.weight" in state_dict else out
 
 

@@ -16,7 +16,6 @@ Changes from the authors' code:
 Shapes: B batch, C channels, H x W map, r expansion, h heads, d channels of a head, N = H * W queries, M keys.
 """
 
-import re
 from functools import partial
 from typing import Any
 
@@ -27,7 +26,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from ._args import check_args, check_sizes, dilations
 from ._blocks import depthwise, depthwise_conv, every, init_linear
-from ._build import build_staged
+from ._build import build_staged, renamed
 from ._cfg import birder_cfg, imagenet_cfg, pinned_default_cfgs, register_model
 from ._staged import Stage, StagedModel
 from .places import DRIVE_FOLDER
@@ -270,12 +269,7 @@ _RENAMES: tuple[tuple[str, Any], ...] = (
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Translate the authors' checkpoint, bare or under `state_dict`, or birder's; one of ours passes through."""
     state_dict = state_dict.get("state_dict", state_dict.get("model", state_dict))
-    out = {}
-    for key, value in state_dict.items():
-        for pattern, ours in _RENAMES:
-            key = re.sub(pattern, ours, key)
-        out[key] = value
-    return out
+    return renamed(state_dict, _RENAMES)
 
 
 # The authors' files, in folders of Google Drive, and what they claim of each: ImageNet-1k top-1 at 224 px, in percent.

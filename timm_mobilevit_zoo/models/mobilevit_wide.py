@@ -40,7 +40,6 @@ There are no published weights of this network.
 Shapes: B batch, C channels, H x W map, D token width, p patch side, P = p * p places in a patch, N patches, h heads.
 """
 
-import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -51,7 +50,7 @@ from torch import Tensor, nn
 
 from ._args import check_args, check_sizes, dilations
 from ._blocks import fold, unfold
-from ._build import build_staged
+from ._build import build_staged, renamed
 from ._cfg import imagenet_cfg, pinned_default_cfgs, register_model
 from ._staged import Stage, StagedModel
 from .traits import Keys, keys_of, patch_keys
@@ -323,12 +322,7 @@ _RENAMES: tuple[tuple[str, Any], ...] = (
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Translate the tutorial's checkpoint, of a network or of one block; one of ours passes through unchanged."""
     state_dict = state_dict.get("model", state_dict)
-    out = {}
-    for key, value in state_dict.items():
-        for pattern, ours in _RENAMES:
-            key = re.sub(pattern, ours, key)
-        out[key] = value
-    return out
+    return renamed(state_dict, _RENAMES)
 
 
 _CODE = "https://github.com/xmu-xiaoma666/External-Attention-pytorch"

@@ -17,7 +17,6 @@ The authors' other code, in OpenMixup, applies a gate's activation twice: its fi
 Shapes: B batch, C channels, r MLP ratio, H x W map.
 """
 
-import re
 from functools import partial
 from typing import Any
 
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 
 from ._args import check_args, check_sizes, dilations
 from ._blocks import ScaledBlock, depthwise, depthwise_conv, init_convs
-from ._build import build_staged
+from ._build import build_staged, renamed
 from ._cfg import imagenet_cfg, pinned_default_cfgs, register_model
 from ._staged import Stage, StagedModel
 from .traits import scales_by
@@ -230,12 +229,7 @@ _RENAMES: tuple[tuple[str, Any], ...] = (
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Translate the authors' checkpoint, bare or under `state_dict`; one of ours passes through unchanged."""
-    out = {}
-    for key, value in state_dict.get("state_dict", state_dict.get("model", state_dict)).items():
-        for pattern, ours in _RENAMES:
-            key = re.sub(pattern, ours, key)
-        out[key] = value
-    return out
+    return renamed(state_dict.get("state_dict", state_dict.get("model", state_dict)), _RENAMES)
 
 
 # The authors' files, in a release of their repository, and what they claim of each: ImageNet-1k top-1, in percent.

@@ -19,7 +19,6 @@ Changes from the authors' code:
 Shapes: B batch, C channels, H x W map. The layers are in `_recursive.py`, the blocks in `_metanext.py`.
 """
 
-import re
 from functools import partial
 from math import gcd
 from typing import Any
@@ -28,7 +27,7 @@ from timm.layers import calculate_drop_path_rates
 from torch import Tensor, nn
 
 from ._args import check_args, dilations
-from ._build import build_staged
+from ._build import build_staged, renamed
 from ._cfg import imagenet_cfg, pinned_default_cfgs, register_model
 from ._metanext import AUTHORS_NAMES, Block, Downsample, check_widths, conv_norm, mlp, one_classifier
 from ._recursive import LinearAttention, PartialBlock, RecAttention, RecConv, RepConv
@@ -213,12 +212,7 @@ _RENAMES: tuple[tuple[str, Any], ...] = (
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Translate the authors' checkpoint, bare or under `model`; one of ours passes through unchanged."""
-    out = {}
-    for key, value in state_dict.get("model", state_dict).items():
-        for pattern, ours in _RENAMES:
-            key = re.sub(pattern, ours, key)
-        out[key] = value
-    return out
+    return renamed(state_dict.get("model", state_dict), _RENAMES)
 
 
 # The authors' claims: ImageNet-1k top-1 at 224 px, in percent, of the files with and without a teacher.

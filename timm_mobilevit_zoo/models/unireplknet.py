@@ -18,7 +18,6 @@ Changes from the authors' code:
 Shapes: B batch, C channels, H x W map, D channels of the MLP's hidden layer.
 """
 
-import re
 from functools import partial
 from typing import Any
 
@@ -29,7 +28,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ._args import check_args, check_sizes, dilations
 from ._blocks import apart, centred, depthwise_conv, depthwise_norm, init_linear, together
-from ._build import build_staged
+from ._build import build_staged, renamed
 from ._cfg import imagenet_cfg, pinned_default_cfgs, register_model
 from ._staged import Stage, StagedModel
 from .traits import form_of
@@ -260,12 +259,7 @@ _RENAMES: tuple[tuple[str, Any], ...] = (
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Translate the authors' checkpoint, bare or under `model`; one of ours passes through unchanged."""
-    out = {}
-    for key, value in state_dict.get("model", state_dict).items():
-        for pattern, ours in _RENAMES:
-            key = re.sub(pattern, ours, key)
-        out[key] = value
-    return out
+    return renamed(state_dict.get("model", state_dict), _RENAMES)
 
 
 # The authors' claims, which their files' names tell: ImageNet-1k top-1 at 224 px, in percent.

@@ -13,7 +13,6 @@ Changes from the authors' code:
 Shapes: B batch, C channels, r MLP ratio, H x W map.
 """
 
-import re
 from functools import partial
 from typing import Any
 
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from ._args import check_args, check_sizes, dilations
 from ._blocks import ScaledBlock, depthwise, depthwise_conv, init_convs
-from ._build import build_staged
+from ._build import build_staged, renamed
 from ._cfg import imagenet_cfg, pinned_default_cfgs, register_model
 from ._staged import Stage, StagedModel
 
@@ -171,12 +170,7 @@ _RENAMES: tuple[tuple[str, Any], ...] = (
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Translate the authors' checkpoint or OpenMMLab's, bare or under `state_dict`; one of ours passes through."""
-    out = {}
-    for key, value in state_dict.get("state_dict", state_dict.get("model", state_dict)).items():
-        for pattern, ours in _RENAMES:
-            key = re.sub(pattern, ours, key)
-        out[key] = value
-    return out
+    return renamed(state_dict.get("state_dict", state_dict.get("model", state_dict)), _RENAMES)
 
 
 def _original(size: str, file: str) -> dict[str, str]:

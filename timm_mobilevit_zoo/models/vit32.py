@@ -34,6 +34,7 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer import checkpoint_filter_fn as timm_filter_fn
 from torch import Tensor
 
+from ._build import renamed
 from ._cfg import pinned_default_cfgs, register_model
 from ._sized import VIT_LIMITS, build_sized, cifar_cfg
 
@@ -60,12 +61,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: VisionTransformer) -
     """Translate the tutorial's checkpoint, bare or under `model` or `state_dict`; timm's go to timm's own filter."""
     for wrapper in ("model", "state_dict"):
         state_dict = state_dict.get(wrapper, state_dict)
-    out = {}
-    for key, value in state_dict.items():
-        key = key.removeprefix("module.")
-        for pattern, ours in _RENAMES:
-            key = re.sub(pattern, ours, key)
-        out[key] = value
+    out = renamed(state_dict, ((r"^module\.", ""), *_RENAMES))
     # The tutorial's first attention has three linears a head; timm's qkv is all queries, then keys, then values.
     blocks: Any = model.blocks
     for name in model.state_dict():
