@@ -71,6 +71,27 @@ def test_gradients_are_torchs(calls, kernel_size, stride, dilation, batch, dim, 
     assert ours.conv.weight.grad.is_contiguous()
 
 
+SMALL = [
+    (side, kernel_size, stride, padding)
+    for side in ((1, 1), (1, 4), (2, 2), (3, 2), (6, 6))
+    for kernel_size, stride in ((5, 1), (7, 1), (11, 1), (5, 2), (7, 4))
+    for padding in (0, 1, kernel_size // 2)
+    if min(side) + 2 * padding >= kernel_size
+]
+
+
+@pytest.mark.parametrize(("side", "kernel_size", "stride", "padding"), SMALL)
+def test_gradients_of_many_small_maps(monkeypatch, side, kernel_size, stride, padding):
+    """Maps smaller than the kernel, and several images to a call with a last one of fewer."""
+    monkeypatch.setattr(_blocks, "_CACHED", 3 * 6 * side[0] * side[1])
+    x = torch.randn(8, 6, *side, dtype=torch.float64).contiguous(memory_format=CHANNELS_LAST)
+    out = [(cells + 2 * padding - kernel_size) // stride + 1 for cells in side]
+    grad, how = torch.randn(8, 6, *out, dtype=torch.float64), ([stride] * 2, [padding] * 2, [1, 1])
+    weight = torch.empty(6, 1, kernel_size, kernel_size, dtype=torch.float64)
+    right = torch.ops.aten.convolution_backward(grad, x, weight, None, *how, False, [0, 0], 6, (False, True, False))
+    torch.testing.assert_close(_blocks._weight_gradient(x, grad, weight.shape[2:], *how), right[1])
+
+
 def test_gradients_of_some_of_a_maps_channels(calls):
     torch.manual_seed(0)
     ours, theirs = pair(4, 7)

@@ -117,11 +117,35 @@ def _is_watched(conv: nn.Module) -> bool:
 
 
 def _weight_gradient(x: Tensor, grad: Tensor, kernel_size: Any, stride: Any, padding: Any, dilation: Any) -> Tensor:
-    images = zip(x.split(1), grad.contiguous(memory_format=torch.channels_last), strict=True)
-    conv = partial(F.conv2d, stride=dilation, padding=padding, dilation=stride, groups=x.shape[1])
-    total: Any = sum(conv(i, g[:, None]) for i, g in images)
-    return total[:, :, : kernel_size[0], : kernel_size[1]].transpose(0, 1).contiguous()
+    """Return the gradient as a convolution, of as many images at a time as a core's cache holds: each call costs."""
+    C, count = x.shape[1], max(1, _CACHED // x[0].numel())
+    if grad.shape[2:] == (1, 1) and tuple(dilation) == (1, 1):  # each cell of the kernel sees one of the map
+        ends = [(pad, size - pad - side) for size, pad, side in zip(kernel_size, padding, x.shape[2:], strict=True)]
+        return F.pad((x * grad).sum(0)[:, None], [*ends[1], *ends[0]])
+    # On a map smaller than the kernel its outer cells see padding alone, and have no gradient.
+    blind = [
+        max(0, size // 2 - (side - 1) // step) if (one, pad) == (1, step * (size // 2)) and size % 2 else 0
+        for size, one, pad, step, side in zip(kernel_size, stride, padding, dilation, x.shape[2:], strict=True)
+    ]
+    height, width = (size - 2 * cells for size, cells in zip(kernel_size, blind, strict=True))
+    pads = [pad - cells * step for pad, cells, step in zip(padding, blind, dilation, strict=True)]
+    conv = partial(F.conv2d, stride=dilation, padding=pads, dilation=stride)
+    total: Any = 0
+    for part, of_part in zip(x.split(count), grad.split(count), strict=True):
+        images, kernels = _side_by_side(part), _side_by_side(of_part).transpose(0, 1)
+        found = conv(images, kernels, groups=len(part) * C)[0, :, :height, :width]
+        total = total + found.unflatten(0, (len(part), C)).sum(0)
+    return F.pad(total[:, None], [cells for cells in reversed(blind) for _ in range(2)])
 
+
+def _side_by_side(images: Tensor) -> Tensor:
+    """Return images as one with the channels of all, in channels-last layout. `(B, C, H, W) -> (1, B * C, H, W)`."""
+    if len(images) == 1:
+        return images.contiguous(memory_format=torch.channels_last)
+    return images.permute(2, 3, 0, 1).flatten(2).permute(2, 0, 1)[None]
+
+
+_CACHED = 131_072  # numbers, 512 KiB
 
 # One node of a graph for batches of any size; compilers would write the loop out. One image they lay out on the way.
 _opaque_weight_gradient: Any = torch.library.custom_op(
