@@ -30,7 +30,7 @@ def load(name):
     return module
 
 
-families, generate, distill_digits, pictures = map(load, ("families", "generate", "distill_digits", "pictures"))
+families, generate, distill_digits = map(load, ("families", "generate", "distill_digits"))
 benchmarks, growth, frontier = load("benchmarks"), load("growth"), load("frontier")
 formats = load("formats")
 CONFIGS = sorted((ROOT / "hub_configs").glob("*.json"))
@@ -268,22 +268,6 @@ def test_every_way_to_learn_was_measured_with_every_seed():
     assert all(len(found) == 3 for (student, _), found in distill_digits.groups().items() if student != "teacher")
     ways = sum(len(ways) for _, _, ways in distill_digits.STUDENTS)
     assert len(distill_digits.groups()) == ways + 1
-
-
-def test_a_mobilevit_block_reaches_what_its_page_says():
-    reached = {part: pictures.dependence(part, 8, (3, 4), seeds=1) > 0 for part in ("convolutions", "transformer")}
-    rows, columns = np.indices((8, 8))
-    assert (reached["convolutions"] == (abs(rows - 3) <= 1) & (abs(columns - 4) <= 1)).all()
-    assert (reached["transformer"] == (rows % 2 == 1) & (columns % 2 == 0)).all()
-    assert (pictures.dependence("block", 8, (3, 4), seeds=1) > 0).all()
-
-
-def test_every_picture_of_the_pages_is_drawn_by_our_code():
-    pages = [page for folder in ("learn", "recipes") for page in (ROOT / "docs" / folder).glob("*.md")]
-    text = "".join(page.read_text(encoding="utf-8") for page in (*pages, ROOT / "docs/page.md"))
-    drawn = {*pictures.PICTURES, distill_digits.PICTURE.stem, *re.findall(r'savefig\("([\w-]+)\.png"', text)}
-    assert set(re.findall(r"img/([\w-]+)\.png", text)) == drawn
-    assert drawn == {path.stem for path in pictures.IMAGES.iterdir()}
 
 
 @pytest.fixture

@@ -25,6 +25,12 @@ def _code(page):
         yield text.count("\n", 0, match.start(1)), match[1]
 
 
+def _translated(picture):
+    """Return what a Chinese page shows for an English one's picture: one with Chinese words, where there is one."""
+    folder, name = picture.rsplit("/", 1)
+    return f"{folder}/zh/{name}" if (ROOT / "docs/img/zh" / name).exists() else picture
+
+
 def _outputs(code):
     return re.findall(r"# -> (.*)$", code, re.MULTILINE)
 
@@ -60,8 +66,9 @@ def test_a_translation_has_the_code_pictures_and_figures_of_the_page(page):
     assert [ast.dump(ast.parse(code)) for code in ours] == [ast.dump(ast.parse(code)) for code in theirs]
     assert [_outputs(code) for code in ours] == [_outputs(code) for code in theirs]
     texts = [path.read_text(encoding="utf-8") for path in (page, original)]
+    ours, theirs = (re.findall(r"!\[[^]]*\]\(([^)]*)\)", text) for text in texts)
+    assert ours == [_translated(picture) for picture in theirs]
     for pattern in (
-        r"\]\(((?:\.\./|docs/)img/[^)]*)\)",
         r"^#+ ",
         r"^\|(?: ?:?-+:? ?\|)+$",
         r"^(?:timm-mobilevit-zoo|OPTIONS=).*?(?= *#|$)",

@@ -1,8 +1,9 @@
 """Measure what a teacher is worth on scikit-learn's digits: the runs behind the page on distillation.
 
 `python docs/tools/distill_digits.py` trains one teacher and each student three times (half an hour on one core), writes
-`docs/distillation.csv`, draws `docs/img/distillation.png` and fills in the pages' tables; `--draw` does the last two
-with what was measured before. It needs the package with its extra `demo`.
+`docs/distillation.csv`, draws `docs/img/distillation.png` and its Chinese twin, whose letters need a font (`words.py`),
+and fills in the pages' tables; `--draw` does the last two with what was measured before. It needs the package with its
+extra `demo`.
 """
 
 import argparse
@@ -13,18 +14,17 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from words import CHINESE, ENGLISH, LANGUAGES, lettering, picture
+
 from timm_mobilevit_zoo.demo import DIGITS, write_digits
 from timm_mobilevit_zoo.train import train
 
 DOCS = Path(__file__).resolve().parents[1]
-TABLE, PICTURE = DOCS / "distillation.csv", DOCS / "img" / "distillation.png"
+TABLE, PICTURE = DOCS / "distillation.csv", "distillation"
 PAGES = (DOCS / "learn" / "distillation.md", DOCS / "zh" / "distillation.md")
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 SEEDS = (0, 1, 2)
 LABELS = "labels only"
-# What the table and the picture say in each language; the words that are options of the command stay as they are typed.
-ENGLISH = {word: word for word in ("student", "epochs", "learns from", "seed", "mean", LABELS, "the teacher")}
-CHINESE = dict(zip(ENGLISH, ("学生", "epoch 数", "学自", "种子", "平均", "只学标签", "教师"), strict=True))
 COMMON: dict[str, Any] = DIGITS | dict(img_size=32, workers=0, warmup_epochs=1)
 TEACHER: dict[str, Any] = dict(model="cloformer_xxs", epochs=15, warmup_epochs=3)
 # Epochs and learning rate of the two transformers were chosen by a run without a teacher, with a seed that is not in
@@ -107,7 +107,7 @@ def table(words: dict[str, str] = ENGLISH) -> str:
     """Return the measured table in Markdown: validation top-1 in percent, each seed and the mean.
 
     Args:
-        words: `ENGLISH`, or what another language has for its words.
+        words: `ENGLISH`, or what another language has for them.
     """
     models = {row["student"]: row for row in rows()}
     head = [*(words[word] for word in ("student", "epochs", "learns from")), *(f"{words['seed']} {s}" for s in SEEDS)]
@@ -129,8 +129,8 @@ def page(path: Path) -> str:
     return f"{head}{BEGIN}\n{table(words)}\n{END}{rest.partition(END)[2]}"
 
 
-def draw(path: Path = PICTURE) -> None:
-    """Draw each run as a dot and the mean of the seeds as a line, one panel a student."""
+def draw(language: str = "en") -> Path:
+    """Draw each run as a dot and the mean of the seeds as a line, one panel a student; return the file."""
     from matplotlib.figure import Figure
 
     panels: dict[str, dict[str, list[float]]] = defaultdict(dict)
@@ -138,34 +138,44 @@ def draw(path: Path = PICTURE) -> None:
         panels[student][way] = found
     teacher = panels.pop("teacher")[LABELS][0]
     epochs = {row["student"]: row["epochs"] for row in rows()}
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    axes = figure.subplots(1, len(panels), width_ratios=[len(ways) for ways in panels.values()], sharey=True)
-    for axis, (student, ways) in zip(axes, panels.items(), strict=True):
-        for x, (way, found) in enumerate(ways.items()):
-            axis.plot([x] * len(found), found, "o", color="tab:blue" if way == LABELS else "tab:orange")
-            axis.hlines(sum(found) / len(found), x - 0.3, x + 0.3, color="black")
-        axis.axhline(teacher, color="tab:green", linestyle="--", linewidth=1)
-        axis.set_xticks(range(len(ways)), [way.replace(", ", "\n") for way in ways], fontsize=8)
-        axis.set_xlim(-0.6, len(ways) - 0.4)
-        axis.set_title(f"{student} student, {epochs[student]} epochs", fontsize=10)
-        axis.grid(alpha=0.3, axis="y")
-    axes[0].set_ylabel("validation top-1 after the last epoch (%)")
-    figure.suptitle("three seeds each, their mean (line) and the teacher (dashed): 364 validation digits", fontsize=10)
+    path = picture(PICTURE, language)
     path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with lettering(language) as words:
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        axes = figure.subplots(1, len(panels), width_ratios=[len(ways) for ways in panels.values()], sharey=True)
+        for axis, (student, ways) in zip(axes, panels.items(), strict=True):
+            for x, (way, found) in enumerate(ways.items()):
+                axis.plot([x] * len(found), found, "o", color="tab:blue" if way == LABELS else "tab:orange")
+                axis.hlines(sum(found) / len(found), x - 0.3, x + 0.3, color="black")
+            axis.axhline(teacher, color="tab:green", linestyle="--", linewidth=1)
+            names = [words.get(way, way).replace(", ", "\n") for way in ways]  # but LABELS, options as they are typed
+            axis.set_xticks(range(len(ways)), names, fontsize=8)
+            axis.set_xlim(-0.6, len(ways) - 0.4)
+            title = words["{student} student, {epochs} epochs"]
+            axis.set_title(title.format(student=student, epochs=epochs[student]), fontsize=10)
+            axis.grid(alpha=0.3, axis="y")
+        axes[0].set_ylabel(words["validation top-1 after the last epoch (%)"])
+        caption = "three seeds each, their mean (line) and the teacher (dashed): 364 validation digits"
+        figure.suptitle(words[caption], fontsize=10)
+        figure.savefig(path, dpi=120)
+    return path
 
 
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--draw", action="store_true", help="draw the table that is there")
-    if not parser.parse_args().draw:
+    args = parser.parse_args()
+    for language in LANGUAGES:
+        with lettering(language):  # or a font that is missing would be told after half an hour
+            pass
+    if not args.draw:
         with tempfile.TemporaryDirectory() as folder:
             measure(Path(folder))
-    draw()
+    drawn = [draw(language) for language in LANGUAGES]
     for path in PAGES:
         path.write_text(page(path), encoding="utf-8", newline="\n")
-    sys.stdout.write(f"wrote {PICTURE} and the tables of {', '.join(str(path) for path in PAGES)}\n")
+    sys.stdout.write(f"wrote {', '.join(map(str, drawn))} and the tables of {', '.join(map(str, PAGES))}\n")
 
 
 if __name__ == "__main__":

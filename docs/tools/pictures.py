@@ -1,7 +1,11 @@
 """Draw the pictures of the pages under docs/learn: `python docs/tools/pictures.py [NAME ...]`, with the extra `demo`.
 
-The one of distillation is drawn by `distill_digits.py`, from what it measured. `page` is what a phone shows of the page
-for browsers; it takes playwright, Chromium and npm's file of ONNX Runtime Web, as `make page-test` does:
+Each is drawn with English words and, for docs/zh, with Chinese ones, whose letters need a font (`words.py`); what is
+trained for it is trained once. `--language zh` draws the Chinese ones alone.
+
+The one of distillation is drawn by `distill_digits.py`, from what it measured. `page`, in English alone, is what a
+phone shows of the page for browsers; it takes playwright, Chromium and npm's file of ONNX Runtime Web, as
+`make page-test` does:
 
     ZOO_CHROMIUM=/usr/bin/chromium ZOO_ORT_WEB=onnxruntime-web-VERSION.tgz python docs/tools/pictures.py page
 """
@@ -17,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from words import LANGUAGES, lettering, picture
 
-IMAGES = Path(__file__).resolve().parents[1] / "img"
+Paths = dict[str, Path]  # the picture to write in each language
 
 
 def dependence(part: str, side: int = 16, place: tuple[int, int] = (7, 8), seeds: int = 16) -> Any:
@@ -49,29 +54,33 @@ def dependence(part: str, side: int = 16, place: tuple[int, int] = (7, 8), seeds
     return (total / total.max()).numpy()
 
 
-def mobilevit_block(path: Path) -> None:
+def mobilevit_block(paths: Paths) -> None:
     """Draw what one position of a MobileViT block's output depends on, for parts of the block."""
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
     side, place = 16, (7, 8)
-    figure = Figure(figsize=(10, 3.7), layout="constrained")
     titles = {
         "convolutions": "step 1: two convolutions",
         "transformer": "steps 2 to 4: the transformer alone",
         "block": "the whole block",
     }
-    for axis, (part, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
-        shown = axis.imshow(dependence(part, side, place), norm=LogNorm(1e-4, 1, clip=False), cmap="viridis")
-        axis.plot(place[1], place[0], "o", markerfacecolor="none", markeredgecolor="red", markersize=9)
-        axis.set_title(title, fontsize=10)
-        axis.set_xticks([-0.5 + i for i in range(0, side + 1, 2)], labels=[])
-        axis.set_yticks([-0.5 + i for i in range(0, side + 1, 2)], labels=[])
-        axis.grid(color="white", linewidth=0.5)
-        axis.set_facecolor("black")
-    figure.colorbar(shown, ax=figure.axes, label="gradient, relative to the largest")
-    figure.suptitle("what the output at the red circle depends on (patches of 2 x 2, white lines)", fontsize=10)
-    figure.savefig(path, dpi=120)
+    found = {part: dependence(part, side, place) for part in titles}
+    for language, path in paths.items():
+        with lettering(language) as words:
+            figure = Figure(figsize=(10, 3.7), layout="constrained")
+            for axis, (part, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
+                shown = axis.imshow(found[part], norm=LogNorm(1e-4, 1, clip=False), cmap="viridis")
+                axis.plot(place[1], place[0], "o", markerfacecolor="none", markeredgecolor="red", markersize=9)
+                axis.set_title(words[title], fontsize=10)
+                axis.set_xticks([-0.5 + i for i in range(0, side + 1, 2)], labels=[])
+                axis.set_yticks([-0.5 + i for i in range(0, side + 1, 2)], labels=[])
+                axis.grid(color="white", linewidth=0.5)
+                axis.set_facecolor("black")
+            figure.colorbar(shown, ax=figure.axes, label=words["gradient, relative to the largest"])
+            caption = "what the output at the red circle depends on (patches of 2 x 2, white lines)"
+            figure.suptitle(words[caption], fontsize=10)
+            figure.savefig(path, dpi=120)
 
 
 def _trained(folder: str, model: str, **options: Any) -> str:
@@ -84,34 +93,39 @@ def _trained(folder: str, model: str, **options: Any) -> str:
     return f"{folder}/run"
 
 
-def _attention_over_a_digit(path: Path, model: str, digit: str, **options: Any) -> None:
-    """Train a model on digits and draw what it attends to over one that it has not seen."""
-    from timm_mobilevit_zoo.maps import draw_file
+def _attention_over_a_digit(paths: Paths, model: str, digit: str, **options: Any) -> None:
+    """Train a model on digits and draw what it attends to over one that it has not seen, as the command `maps` does."""
+    from timm_mobilevit_zoo.common.images import data_config, reader
+    from timm_mobilevit_zoo.maps import draw
+    from timm_mobilevit_zoo.models.loading import load
 
     with tempfile.TemporaryDirectory() as folder:
-        run = _trained(folder, model, **options)
+        network = load(_trained(folder, model, **options))
         image = min(Path(folder, "digits", "val", digit).iterdir())
-        draw_file(run, str(image), output=str(path), overwrite=True)
+        x = reader(data_config(network))(str(image))[None]
+        for language, path in paths.items():
+            with lettering(language) as words:
+                draw(network, x, words=words).savefig(path, dpi=150)
 
 
-def cloformer_attnconv(path: Path) -> None:
+def cloformer_attnconv(paths: Paths) -> None:
     """Draw the gates and the pooled attention of a CloFormer that was trained on digits of 64 x 64 pixels."""
-    _attention_over_a_digit(path, "cloformer_xxs", "3", img_size=64, epochs=6, warmup_epochs=1)
+    _attention_over_a_digit(paths, "cloformer_xxs", "3", img_size=64, epochs=6, warmup_epochs=1)
 
 
-def vit_from_scratch(path: Path) -> None:
+def vit_from_scratch(paths: Paths) -> None:
     """Draw the class token's attention and the roll-out of a ViT that was trained on digits of 32 x 32 pixels."""
-    _attention_over_a_digit(path, "vit_nano_patch4_32", "3", img_size=32, epochs=30, lr=3e-3)
+    _attention_over_a_digit(paths, "vit_nano_patch4_32", "3", img_size=32, epochs=30, lr=3e-3)
 
 
-def page(path: Path) -> None:
+def page(paths: Paths) -> None:
     """Draw what a phone shows of the page for browsers: a digit, its classes and the map that the page begins with."""
     from timm_mobilevit_zoo.page import page as write_page
 
     with tempfile.TemporaryDirectory() as folder:
         run = _trained(folder, "cloformer_xxs", img_size=64, epochs=3, warmup_epochs=1)
         write_page([run], output=f"{folder}/site", runtime=os.environ["ZOO_ORT_WEB"])
-        photograph(Path(folder, "site"), min(Path(folder, "digits", "val", "3").iterdir()), path)
+        photograph(Path(folder, "site"), min(Path(folder, "digits", "val", "3").iterdir()), paths["en"])
 
 
 def photograph(site: Path, image: Path, path: Path) -> None:
@@ -141,25 +155,35 @@ def photograph(site: Path, image: Path, path: Path) -> None:
         server.send_signal(signal.SIGINT)
 
 
-PICTURES: dict[str, Callable[[Path], None]] = {
+PICTURES: dict[str, Callable[[Paths], None]] = {
     "mobilevit-block": mobilevit_block,
     "cloformer-attnconv": cloformer_attnconv,
     "vit-from-scratch": vit_from_scratch,
     "page": page,
 }
+ENGLISH_ALONE = {"page"}  # which no Chinese page shows
 
 
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PICTURES)} (default: all)")
-    names = parser.parse_args().names or list(PICTURES)
+    parser.add_argument("--language", choices=LANGUAGES, help="draw the pictures of one language (default: all)")
+    args = parser.parse_args()
+    names = args.names or list(PICTURES)
     if unknown := set(names) - PICTURES.keys():
         parser.error(f"NAME={', '.join(sorted(unknown))} is none of {', '.join(PICTURES)}")
-    IMAGES.mkdir(exist_ok=True)
+    wanted = [args.language] if args.language else list(LANGUAGES)
+    for language in wanted:
+        with lettering(language):  # or a font that is missing would be told after the training
+            picture("", language).parent.mkdir(exist_ok=True)
     for name in names:
-        PICTURES[name](IMAGES / f"{name}.png")
-        sys.stdout.write(f"drew {IMAGES / name}.png\n")
+        paths = {
+            language: picture(name, language) for language in wanted if language == "en" or name not in ENGLISH_ALONE
+        }
+        if paths:
+            PICTURES[name](paths)
+        sys.stdout.writelines(f"drew {path}\n" for path in paths.values())
 
 
 if __name__ == "__main__":

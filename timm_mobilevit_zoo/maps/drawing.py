@@ -3,8 +3,9 @@
 import math
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -87,7 +88,7 @@ def rollout(model: nn.Module, x: Tensor) -> Tensor:
     return rolled
 
 
-def draw(model: nn.Module, x: Tensor, *, all_layers: bool = False) -> Any:
+def draw(model: nn.Module, x: Tensor, *, all_layers: bool = False, words: Mapping[str, str] | None = None) -> Any:
     """Draw what layers attend to over one image; return a matplotlib `Figure`, to be shown or saved.
 
     The first panel is the image itself, with its likeliest classes. Then come those seven maps on which a person sees
@@ -101,13 +102,15 @@ def draw(model: nn.Module, x: Tensor, *, all_layers: bool = False) -> Any:
         model: As for `attention_maps`.
         x: One image as the model takes it, `(1, C, H, W)`, normalised as the model's data config says.
         all_layers: Draw every map but those that are the same everywhere.
+        words: What to write instead of the figure's English phrases, such as `{"the image": "l'image"}`; others stay.
+            Numbers and names in them are `{shown}`, `{count}` and `{names}`. matplotlib needs a font with the letters.
 
     Raises:
         ValueError: For more than one image, and as `attention_maps`.
         ModuleNotFoundError: Without the extra `viz`.
     """
     network = unwrapped(model)
-    return _figure(network, x, *run(network, x), all_layers, "").drawn
+    return _figure(network, x, *run(network, x), all_layers, "", words or {}).drawn
 
 
 def draw_file(
@@ -202,14 +205,22 @@ def _top(network: Any, logits: Any) -> str:
     )
 
 
-def _figure(network: nn.Module, x: Tensor, layers: dict[str, Layer], output: Any, every: bool, note: str) -> Figure:
-    """Return the figure, and lines that tell what is left out of it."""
+def _figure(
+    network: nn.Module,
+    x: Tensor,
+    layers: dict[str, Layer],
+    output: Any,
+    every: bool,
+    note: str,
+    words: Mapping[str, str] = MappingProxyType({}),
+) -> Figure:
+    """Return the figure, and lines that tell what is left out of it, in `words` instead of English ones."""
     if len(x) != 1:
         raise ValueError(f"x has {len(x)} images; a figure shows one")
     panels, picture = panels_of(network, x, layers), _picture(network, x)
     _, H, W = picture.shape
     shown = [panel for panel in panels if not is_flat(panel)] if every else choose(panels, SHOWN)
-    told = _left_out(panels, shown)
+    told = _left_out(panels, shown, words)
     places = 1 + len(shown)
     counts = range(math.ceil(places**0.5), math.ceil((2 * places) ** 0.5) + 1)
     columns = min(counts, key=lambda count: -places % count)  # as few empty places as can be
@@ -219,15 +230,18 @@ def _figure(network: nn.Module, x: Tensor, layers: dict[str, Layer], output: Any
     first, *others = figure.subplots(rows, columns, squeeze=False).flat
     pixels = picture if len(picture) == 3 else picture.mean(0, keepdim=True).expand(3, -1, -1)
     first.imshow(pixels.permute(1, 2, 0).numpy(), extent=(0, W, H, 0), interpolation="nearest")
-    first.set_title("the image", fontsize=7)
+    first.set_title(words.get("the image", "the image"), fontsize=7)
     first.set(xticks=[], yticks=[])
     first.set_xlabel(_top(network, output), fontsize=7, parse_math=False)
     for panel, axis in zip(shown, others, strict=False):
         _draw_panel(figure, axis, panel, picture.mean(0))
+        if panel.kind == "roll-out":  # other titles are names
+            axis.set_title(words.get(panel.title, panel.title), fontsize=7, parse_math=False)
     for axis in others[len(shown) :]:  # places of the grid that no panel took
         axis.set_axis_off()
     kinds = {panel.kind for panel in shown}
-    lines = [note, "; ".join(text for kind, text in KINDS.items() if kind in kinds), *told]
+    texts = [words.get(text, text) for kind, text in KINDS.items() if kind in kinds]
+    lines = [note, words.get("; ", "; ").join(texts), *told]
     figure.suptitle(
         "\n".join(textwrap.fill(line, 36 * columns) for line in lines if line), fontsize=8, parse_math=False
     )
@@ -257,13 +271,15 @@ def _draw_panel(figure: Any, axis: Any, panel: Panel, grey: Tensor) -> None:
     bar.ax.locator_params(nbins=5)
 
 
-def _left_out(panels: Sequence[Panel], shown: Sequence[Panel]) -> list[str]:
+def _left_out(panels: Sequence[Panel], shown: Sequence[Panel], words: Mapping[str, str]) -> list[str]:
     """Return lines that tell which panels are not shown, and why."""
     flat = [panel.title for panel in panels if is_flat(panel)]
     others = len(panels) - len(shown) - len(flat)
     lines = []
     if others:
-        lines.append(f"{len(shown)} of {len(panels)} maps are shown, those on which a person sees most")
+        text = "{shown} of {count} maps are shown, those on which a person sees most"
+        lines.append(words.get(text, text).format(shown=len(shown), count=len(panels)))
     if flat:
-        lines.append(f"left out, the same everywhere, as attention to a single key is: {', '.join(flat)}")
+        text = "left out, the same everywhere, as attention to a single key is: {names}"
+        lines.append(words.get(text, text).format(names=", ".join(flat)))
     return lines
