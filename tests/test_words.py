@@ -104,6 +104,12 @@ BESIDE = {
     "export": [
         ["--dynamic", "size", "--format", "litert", "-o", "new.tflite"],
         ["--format", "ncnn", "-o", "new.param", "--int8", "data"],
+        ["--format", "executorch", "-o", "new.pte", "--precision", "fp16"],
+        ["-o", "new.onnx", "--precision", "int8"],
+        ["-o", "new.onnx", "--precision", "bf16"],
+        ["-o", "new.onnx", "--precision", "fp16", "--calibration", "data"],
+        ["-o", "new.onnx", "--precision", "fp16", "--int8", "data"],
+        ["-o", "new.onnx", "--calibration", "data", "--int8", "data"],
         ["-o", "new.tflite"],
         ["-o", "full.onnx"],
         ["--pretrained"],

@@ -216,7 +216,7 @@ def _pull(options: Options) -> None:
 
 def _export(options: Options) -> None:
     _check_size(options, "size")
-    _need_images(options, ("images", "int8"))
+    _need_images(options, ("images", "calibration", "int8"))
     check_free("output", Path(options["output"]), options["overwrite"])
     if isinstance(options.get("model"), str):
         is_folder(options["model"])

@@ -290,6 +290,10 @@ def _export(verbose: bool, **args: Any) -> int:
         if "accuracy" in check:
             before, after = (100 * check["accuracy"][of] for of in ("eager", "file"))
             _say(f"accuracy on these: {before:.2f}% before, {after:.2f}% in the file")
+    if "fp16" in found:
+        top = found["fp16"]["layers"][0]
+        where = top["name"] or "the network"
+        _say(f"largest value in 16 bits: {100 * top['share']:.1f}% of what they hold, in {where}")
     if "int8" in found:
         for layer in found["int8"]["layers"][:5]:
             _say(f"{layer['name']}: off by {100 * layer['error']:.1f}%")

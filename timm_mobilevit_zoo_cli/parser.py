@@ -112,6 +112,7 @@ METAVARS: Mapping[str, Any] = {
     "images": "DIR",
     "img_size": "N | H W",
     "bench.img_size": "N|HxW",
+    "calibration": "DIR",
     "int8": "DIR",
     "license": "ID",
     "license_link": "URL",

@@ -1,6 +1,7 @@
 """A network written, run and compared before any of its files takes its name."""
 
 import json
+import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -17,13 +18,18 @@ from timm_mobilevit_zoo.common.progress import step
 from timm_mobilevit_zoo.models.copies import copied, unwrapped
 from timm_mobilevit_zoo.models.loading import words_of
 from timm_mobilevit_zoo_cli.checks import plain
+from timm_mobilevit_zoo_cli.text import printable
 
 from .compare import classes_of, compare, deviation_of, random_images, real_images, resized
 from .format import INPUT, OUTPUT, Format, Run
 from .formats import FORMATS
+from .half import halved
 from .task import Task, check_outputs, files_of
 
 __all__ = ["versions_of", "write_checked"]
+
+BITS = {"fp32": 32, "fp16": 16, "int8": 8}
+SEEN = 8  # of the images to compare on, those that 16 bits are tried on beforehand
 
 
 def write_checked(network: nn.Module, task: Task) -> dict[str, Any]:
@@ -39,11 +45,9 @@ def write_checked(network: nn.Module, task: Task) -> dict[str, Any]:
         labels = _labels(network, logits.shape[1])
         with beside(output) as scratch:
             part = scratch / output.name
-            calibration = list(real_images(task.int8, config))
-            if about.int8 and calibration:
-                told = about.int8(network, x, part, task.dynamic, calibration)
-            else:
-                told = about.write(network, x, part, task.dynamic) or {}
+            calibration = list(real_images(task.calibration, config))
+            _warn_of_one_class(task, labels)
+            told = _written(network, x, part, task, calibration, config)
             checks = _checks(network, about.run(part), task, config, x, calibration, labels) if about.run else None
             written = [path for path in files_of(about, part) if path.exists()]
             manifest = _manifest(network, task, config, x, logits) | {
@@ -60,6 +64,30 @@ def write_checked(network: nn.Module, task: Task) -> dict[str, Any]:
             written[-1].write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
             _move(written, output.parent)
     return manifest
+
+
+def _written(
+    network: nn.Module, x: Tensor, part: Path, task: Task, calibration: list[Tensor], config: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the file in the precision that is asked for, and return what is told of that."""
+    about = FORMATS[task.format]
+    if task.precision == "int8" and about.int8:
+        return about.int8(network, x, part, task.dynamic, calibration)
+    if task.precision == "fp16" and about.fp16:
+        seen = [*random_images(x, ()), *real_images(task.images[:SEEN], config)]
+        network, told = halved(network, seen)
+        return {"fp16": told} | (about.fp16(network, x, part, task.dynamic) or {})
+    return about.write(network, x, part, task.dynamic) or {}
+
+
+def _warn_of_one_class(task: Task, labels: Sequence[str] | None) -> None:
+    """Say so if all images that ranges are measured on are of one class."""
+    classes = classes_of(task.calibration, labels or ()) if task.calibration and labels else None
+    if labels and len(labels) > 1 and classes is not None and len(classes.unique()) == 1:
+        sys.stderr.write(
+            f"warning: all {len(classes)} images that 8 bits are laid out for are of the class "
+            f"{printable(str(labels[int(classes[0])]))}: give images of all classes, or others will be computed worse\n"
+        )
 
 
 def _move(written: Sequence[Path], folder: Path) -> None:
@@ -137,7 +165,8 @@ def _checks(
         checks = {"random": compare(network, run, random_images(x, task.dynamic))}
     if task.images:
         checks["real"] = compare(network, run, real_images(task.images, config), classes)
-    wrong, measure = ("wrongly in 8 bits", "rms") if calibration else ("wrongly", "error")
+    wrong = f"wrongly in {BITS[task.precision]} bits" if task.precision != "fp32" else "wrongly"
+    measure = "rms" if task.precision == "int8" else "error"
     for kind, found in checks.items():
         if not found[measure] <= task.tolerance:  # NaN is not
             raise ValueError(
@@ -152,6 +181,7 @@ def _manifest(network: Any, task: Task, config: dict[str, Any], x: Tensor, logit
     cfg, weights = network.pretrained_cfg, network.state_dict()
     return {
         "format": task.format,
+        "precision": task.precision,
         "files": {},
         "architecture": cfg["architecture"],
         "weights_sha256": digests(save({name: own.contiguous().clone() for name, own in weights.items()}))["sha256"],

@@ -1,6 +1,7 @@
 """ncnn, on phones."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from .rewrite import PooledSlices, split
 __all__ = ["FORMAT"]
 
 
-def _write(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) -> None:
+def _write(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str], half: bool = False) -> None:
+    """Write weights in 32 bits, or in 16: in how many is computed, an app chooses."""
     library = require("pnnx", "ncnn")
     network = split(network)
     step("ncnn: pnnx converts the network")
     with converting(), PooledSlices():
-        library.export(network, str(path.with_suffix(".pt")), (x,), fp16=False)
+        library.export(network, str(path.with_suffix(".pt")), (x,), fp16=half)
     layers = path.with_suffix(".ncnn.param").read_text(encoding="utf-8").splitlines()[2:]
     unknown = sorted(
         {layer.split()[0] for layer in layers if "." in layer.split()[0]}
@@ -50,4 +52,4 @@ def _run(path: Path, threads: int = 0) -> Run:
     return run
 
 
-FORMAT = Format(".param", "ncnn", ("pnnx", "ncnn"), (), _write, _run, (".bin",))
+FORMAT = Format(".param", "ncnn", ("pnnx", "ncnn"), (), _write, _run, (".bin",), fp16=partial(_write, half=True))

@@ -1,5 +1,6 @@
 """ONNX, for ONNX Runtime and whoever reads that format."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,25 @@ def _write(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) ->
             output_names=[OUTPUT],
             dynamic_axes={INPUT: axes | sides, OUTPUT: axes},
         )
+
+
+# What adds up many values, or divides by their sums, stays in 32 bits: some runtimes add up in the type of the map.
+IN_FLOAT = ["GlobalAveragePool", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "Pow"]
+IN_FLOAT += ["ReduceL2", "ReduceMean", "ReduceSum", "Resize", "Softmax"]
+
+
+def _write_fp16(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) -> dict[str, Any]:
+    onnx, tools = require("onnx", "onnx"), require("onnxruntime.transformers.float16", "onnx")
+    whole = path.with_name(f"float-{path.name}")
+    _write(network, x, whole, dynamic)
+    step("onnx: rounding weights and maps to 16 bits")
+    with converting():
+        model = onnx.shape_inference.infer_shapes(onnx.load(whole))
+        model = tools.convert_float_to_float16(model, keep_io_types=True, op_block_list=IN_FLOAT)
+        onnx.save(model, str(path))
+    whole.unlink()
+    kinds = Counter(node.op_type for node in model.graph.node)
+    return {"float32": {kind: kinds[kind] for kind in IN_FLOAT if kind in kinds}}
 
 
 def _run(path: Path, threads: int = 0) -> Run:
@@ -102,4 +122,6 @@ def _outputs(path: Path, layers: Iterable[str], images: Sequence[Tensor]) -> Ite
         yield dict(zip(ends, values, strict=True))
 
 
-FORMAT = Format(".onnx", "onnx", ("onnx", "onnxruntime"), ("batch", "size"), _write, _run, int8=_write_int8)
+FORMAT = Format(
+    ".onnx", "onnx", ("onnx", "onnxruntime"), ("batch", "size"), _write, _run, fp16=_write_fp16, int8=_write_int8
+)

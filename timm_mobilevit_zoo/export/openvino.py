@@ -1,7 +1,9 @@
 """OpenVINO, on Intel's and other processors."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -10,12 +12,13 @@ from timm_mobilevit_zoo.common.progress import step
 from timm_mobilevit_zoo.common.quiet import converting
 
 from .format import INPUT, OUTPUT, Format, Run
+from .int8 import COMPARED, errors_of, told_of
 from .rewrite import transposeless
 
 __all__ = ["FORMAT"]
 
 
-def _write(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) -> None:
+def _converted(network: nn.Module, x: Tensor, dynamic: Sequence[str]) -> Any:
     library = require("openvino", "openvino")
     batch, channels, height, width = x.shape
     sides = [-1, -1] if "size" in dynamic else [height, width]
@@ -25,7 +28,65 @@ def _write(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) ->
         converted = library.convert_model(transposeless(network), example_input=x, input=shape)
     converted.input(0).get_tensor().set_names({INPUT})
     converted.output(0).get_tensor().set_names({OUTPUT})
-    library.save_model(converted, str(path), compress_to_fp16=False)
+    return converted
+
+
+def _write(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str], half: bool = False) -> None:
+    """Write weights in 32 bits, or in 16: in how many is computed, a device chooses, a CPU 32."""
+    converted = _converted(network, x, dynamic)
+    require("openvino", "openvino").save_model(converted, str(path), compress_to_fp16=half)
+
+
+def _write_int8(
+    network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str], images: Sequence[Tensor]
+) -> dict[str, Any]:
+    """Write what NNCF makes of the network."""
+    nncf = require("nncf", "openvino")
+    converted = _converted(network, x, dynamic)
+    step(f"openvino: measuring ranges on {len(images)} images, for 8 bits")
+    with converting():
+        quantised = nncf.quantize(
+            converted,
+            nncf.Dataset([image.numpy() for image in images]),
+            model_type=nncf.ModelType.TRANSFORMER,  # which leaves softmax and the sums around it in float
+            subset_size=len(images),
+        )
+        require("openvino", "openvino").save_model(quantised, str(path), compress_to_fp16=False)
+    layers, left = _computed_in_8_bits(quantised)
+    step(f"openvino: comparing the layers in 8 bits with those in float, on {len(images[:COMPARED])} images")
+    errors = errors_of(zip(_outputs(converted, layers, images), _outputs(quantised, layers, images), strict=True))
+    return {"int8": told_of(network, images, errors, left)}
+
+
+_LAYERS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul")
+_MOVES = {"Broadcast", "Concat", "Constant", "Convert", "FakeQuantize", "Gather", "Pad", "Parameter", "Reshape"}
+_MOVES |= {"Result", "ShapeOf", "Split", "Squeeze", "StridedSlice", "Slice", "Transpose", "Unsqueeze", "VariadicSplit"}
+
+
+def _computed_in_8_bits(model: Any) -> tuple[list[str], list[str]]:
+    """Return the names of layers with an input in 8 bits, and the operators that are in float."""
+    layers, left = [], []
+    for node in model.get_ops():
+        kind = node.get_type_name()
+        given = [node.input_value(i).get_node().get_type_name() for i in range(node.get_input_size())]
+        if kind in _LAYERS and "FakeQuantize" in given:
+            layers.append(node.get_friendly_name())
+        elif kind not in _MOVES:
+            left.append(kind)
+    # Weights are stored in 8 bits and brought to float's range by a product and a difference each, which is no work.
+    return layers, left
+
+
+def _outputs(model: Any, names: Sequence[str], images: Sequence[Tensor]) -> Iterator[dict[str, Any]]:
+    """Yield for some images what the layers of a model hand on."""
+    library = require("openvino", "openvino")
+    wanted, model = set(names), model.clone()
+    nodes = [node for node in model.get_ops() if node.get_friendly_name() in wanted]
+    model.add_outputs([node.output(0) for node in nodes])
+    compiled = library.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for image in images[:COMPARED]:
+        values = compiled([image.numpy()])
+        yield {node.get_friendly_name(): values[i + 1] for i, node in enumerate(nodes)}
 
 
 def _run(path: Path, threads: int = 0, precision: str = "f32") -> Run:
@@ -42,4 +103,15 @@ def _run(path: Path, threads: int = 0, precision: str = "f32") -> Run:
     return lambda images: request.infer([images], share_inputs=True)[logits]
 
 
-FORMAT = Format(".xml", "openvino", ("openvino",), ("batch", "size"), _write, _run, (".bin",))
+FORMAT = Format(
+    ".xml",
+    "openvino",
+    ("openvino",),
+    ("batch", "size"),
+    _write,
+    _run,
+    (".bin",),
+    fp16=partial(_write, half=True),
+    int8=_write_int8,
+    needs={"int8": ("nncf", "openvino")},
+)

@@ -7,7 +7,8 @@ What is computed from weights alone, or only from sizes, is computed here.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -23,33 +24,39 @@ _aten = torch.ops.aten
 
 
 @torch.no_grad()
-def plain(network: nn.Module, x: Tensor) -> nn.Module:
+def plain(network: nn.Module, x: Tensor, in_steps: bool = False) -> nn.Module:
     """Return what `portable` does, in plain operations.
 
     Args:
         network: A network in evaluation mode, on the CPU.
         x: Images of the size that the result is for, `(B, C, H, W)`.
+        in_steps: Take means over maps along rows first: in 16 bits the sum of a map can overflow.
     """
     graph: Any = torch.export.export(portable(network), (x,), strict=False).module()
     _fold_constants(graph)
-    rewritten: Any = torch.export.export(_Rewritten(graph), (x,), strict=False).module()
+    forms = _FORMS | _IN_STEPS if in_steps else _FORMS
+    rewritten: Any = torch.export.export(_Rewritten(graph, forms), (x,), strict=False).module()
     return rewritten
 
 
 class _Rewritten(nn.Module):
-    def __init__(self, graph: fx.GraphModule) -> None:
+    def __init__(self, graph: fx.GraphModule, forms: Mapping[Any, Callable[..., Any]]) -> None:
         super().__init__()
-        self.rewritten = graph
+        self.rewritten, self.forms = graph, forms
 
     def forward(self, x: Tensor) -> Any:
-        return _Rewriter(self.rewritten).run(x)
+        return _Rewriter(self.rewritten, self.forms).run(x)
 
 
 class _Rewriter(fx.Interpreter):
     """Runs a graph with other functions in place of some."""
 
+    def __init__(self, graph: fx.GraphModule, forms: Mapping[Any, Callable[..., Any]]) -> None:
+        super().__init__(graph)
+        self.forms = forms
+
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return _FORMS.get(target, target)(*args, **kwargs)
+        return self.forms.get(target, target)(*args, **kwargs)
 
 
 def _fold_constants(module: fx.GraphModule) -> None:
@@ -126,8 +133,15 @@ def _mean(x: Tensor, dims: Sequence[int] | None, keepdim: bool = False, dtype: A
     return x.mean((2, 3), keepdim=True).reshape(shape)
 
 
-def _sum(x: Tensor, dims: Sequence[int] | None, keepdim: bool = False, dtype: Any = None) -> Tensor:
-    found = _mean(x, dims, keepdim)
+def _mean_in_steps(x: Tensor, dims: Sequence[int] | None, keepdim: bool = False, dtype: Any = None) -> Tensor:
+    gone = sorted(dim % x.dim() for dim in (dims or range(x.dim())))
+    if len(gone) == 1:
+        return _mean(x, gone, keepdim)
+    return _mean_in_steps(_mean(x, gone[-1:], keepdim), gone[:-1], keepdim)
+
+
+def _sum(x: Tensor, dims: Sequence[int] | None, keepdim: bool = False, dtype: Any = None, mean: Any = _mean) -> Tensor:
+    found = mean(x, dims, keepdim)
     return found * float(x.numel() // found.numel())  # a whole number would be converted by an operation
 
 
@@ -236,4 +250,8 @@ _FORMS: dict[Any, Callable[..., Any]] = {
     _aten.expand.default: _expand,
     _aten.pad.default: _pad,
     _aten.upsample_bilinear2d.vec: _resize,
+}
+_IN_STEPS: dict[Any, Callable[..., Any]] = {
+    _aten.mean.dim: _mean_in_steps,
+    _aten.sum.dim_IntList: partial(_sum, mean=_mean_in_steps),
 }

@@ -24,6 +24,8 @@ def export(
     size: int | tuple[int, int] | None = None,
     dynamic: Sequence[Literal["batch", "size"]] = (),
     images: str = "",
+    precision: Literal["fp32", "fp16", "int8"] | None = None,
+    calibration: str = "",
     int8: str = "",
     on_broken: Literal["stop", "skip"] = "stop",
     tolerance: float | None = None,
@@ -43,11 +45,16 @@ def export(
             openvino alone.
         images: Folder of images to compare on too; it may have folders, one a class. Where these have the names of the
             model's labels, accuracy is measured, too.
-        int8: Folder of images, as the model will see: convolutions and linear layers compute in 8 bits, whose ranges
-            are measured on up to 128 of them. In onnx and executorch alone.
+        precision: Of the numbers in the file: fp32, fp16 or int8, as far as the format has it; where not given fp16
+            for coreml, whose users have the Neural Engine in mind, and fp32 for the others. Input and output are
+            float32 in all of them.
+        calibration: With int8, a folder of images such as the model will see: convolutions and linear layers compute
+            in 8 bits, whose ranges are measured on up to 128 of them.
+        int8: The same folder; short for both of these options.
         on_broken: Read the images that are taken of both folders first, and stop, or leave out, if any is broken.
         tolerance: How far a logit may be from eager mode's, in standard deviations of the logits; 0.001 where not
-            given. With int8 how far logits may be on average, as a root mean square, and 0.2 where not given.
+            given, and 0.03 with fp16. With int8 how far logits may be on average, as a root mean square, and 0.2 where
+            not given.
         pretrained: Give a name its published weights; random ones, where this is off, are enough to measure speed.
         trust: Load a folder as it stands, without the check of what it holds.
         overwrite: Replace output and manifest where they exist.
@@ -63,7 +70,7 @@ def export(
     model = plain(model)
     if not isinstance(model, str):
         raise ValueError(f"model={model!r} must be a folder or a name; to_{format} takes a network")
-    task = task_of(format, output, size, dynamic, images, int8, tolerance, overwrite, on_broken)
+    task = task_of(format, output, size, dynamic, images, precision, calibration, int8, tolerance, overwrite, on_broken)
     if pretrained and timm.is_model(model) and not Path(model).exists():
         cfg: Any = timm.get_pretrained_cfg(model)
         if not cfg.has_weights:
@@ -78,15 +85,19 @@ def to_onnx(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
         network: A classifier in evaluation mode, of ours or of timm's, on any device, in any type and memory format;
             also in DistributedDataParallel, an average of weights or torch.compile. It is left as it is.
         output: File to write, ending in .onnx; a manifest, `output` and `.json`, is written beside it.
-        **options: `size`, `dynamic`, `images`, `int8`, `on_broken`, `tolerance` and `overwrite`, as `export` has them.
+        **options: `size`, `dynamic`, `images`, `precision`, `calibration`, `int8`, `on_broken`, `tolerance` and
+            `overwrite`, as `export` has them.
 
     Returns:
-        The manifest: `format`, `files` with bytes and sha256, `architecture`, `weights_sha256`, `input` (name, shape
-        with None for what may differ, layout; colours, number to divide by, mean and std, in the order in which they
-        prepare a photo), `output` (logits, and how probabilities follow), `labels`, `checks` (for `random` and `real`
-        images how many, the largest `error` in standard deviations of the logits and the root mean square, `rms`, of
+        The manifest: `format`, `precision`, `files` with bytes and sha256, `architecture`, `weights_sha256`, `input`
+        (name, shape with None for what may differ, layout; colours, number to divide by, mean and std, in the order in
+        which they prepare a photo), `output` (logits, and how probabilities follow), `labels`, `checks` (for `random`
+        and `real` images how many, the largest `error` in standard deviations of the logits and the root mean square, `rms`, of
         all, and the share that has the same `top1`), `versions`; of executorch also `xnnpack`, the `regions` that it
         takes and the operators `left` out of them.
+        With fp16 also that: `layers`, those whose values, or sums on the way to them, are largest on the images that
+        were compared, as a part of the largest number in 16 bits, which is 65,504; `error`, what rounding each step's
+        result to 16 bits makes of the logits, as `checks` tell it; and `float32`, what stays in 32 bits, and why.
         With int8 also that: how many `images` it was calibrated on; `layers`, those in 8 bits, each with the `error` of
         its output on some of them (root mean square, as a part of float's), largest first; which operators are `float`,
         with how many of each, and `why_float`; `float_weights_bytes`, what weights take that are not quantised. The

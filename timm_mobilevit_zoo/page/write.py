@@ -22,7 +22,7 @@ from timm_mobilevit_zoo.common.quiet import converting
 from timm_mobilevit_zoo.export import to_onnx
 from timm_mobilevit_zoo.export.format import INPUT
 from timm_mobilevit_zoo.export.formats import FORMATS
-from timm_mobilevit_zoo.export.task import TOLERANCE
+from timm_mobilevit_zoo.export.task import TOLERANCES
 from timm_mobilevit_zoo.maps.panels import KINDS, panels_of
 from timm_mobilevit_zoo.maps.recording import record
 from timm_mobilevit_zoo.models.loading import load
@@ -220,7 +220,7 @@ def _write_maps(network: nn.Module, x: Tensor, path: Path) -> dict[str, Any] | N
     error = max(
         float((a - b).abs().max() / b.abs().max().clamp(min=1e-12)) for a, b in zip(found, expected, strict=True)
     )
-    if error > TOLERANCE:
+    if error > TOLERANCES["fp32"]:
         raise ValueError(f"onnx computes the maps of {path.name} wrongly: off by {error:.1e} of the largest value")
     content = path.read_bytes()
     digest = digests(content)["sha256"]
