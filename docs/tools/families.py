@@ -183,9 +183,9 @@ def _card(key: str, configs: list[Config], papers: Mapping[str, Any]) -> str:
 HEAD = """# Families
 
 One card for each family: its idea, code to paste, its sizes, and the paper to cite. Accuracies are the authors' claims
-on ImageNet-1k, not verified here. Where a card says `pretrained=True`, the weights are downloaded from their authors, as
-[Weights](weights.md#weights-of-others) explains. Differences from the authors' code are listed in [Models](models.md).
-`docs/tools/families.py` writes this page."""
+on ImageNet-1k, not verified here. Where a card says `pretrained=True`, the weights are downloaded from their authors,
+as [Weights](weights.md#weights-of-others) explains. Differences from the authors' code are listed in
+[Models](models.md). `docs/tools/families.py` writes this page."""
 
 
 def cards(configs: Iterable[Config]) -> str:
