@@ -100,7 +100,7 @@ def caption(rows: Sequence[dict[str, Any]], name: str) -> str:
     text = f"Measured on {row['date']} on {where}. {packages}. {rounds} rounds. [All rows](benchmarks/{name}.json)."
     others = max((one["others"] for one in rows if one.get("others") is not None), default=0)
     if others > BUSY:
-        text += f" **Other processes kept {others} cores busy: these are no measurements, and wait to be replaced.**"
+        text += f" **Other processes kept {others} cores busy: these numbers are not reliable, and will be replaced.**"
     return text
 
 

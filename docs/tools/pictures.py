@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PICTURES)} (default: all)")
     names = parser.parse_args().names or list(PICTURES)
     if unknown := set(names) - PICTURES.keys():
-        parser.error(f"NAME={', '.join(sorted(unknown))} is none of {', '.join(PICTURES)}")
+        parser.error(f"NAME={', '.join(sorted(unknown))} is not one of {', '.join(PICTURES)}")
     IMAGES.mkdir(exist_ok=True)
     for name in names:
         PICTURES[name](IMAGES / f"{name}.png")

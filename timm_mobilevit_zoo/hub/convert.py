@@ -71,7 +71,7 @@ def convert(
     given = dict(locals())
     check("convert", given)
     if model not in our_models():
-        raise ValueError(f"model={model!r} is none of this package's{did_you_mean(model, our_models())}")
+        raise ValueError(f"model={model!r} is not one of this package's{did_you_mean(model, our_models())}")
     path = Path(checkpoint)
     told = _told_beside(path, model)
     card = {key: given[key] for key in CARD_WORDS if given[key]}

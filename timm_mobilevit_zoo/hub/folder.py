@@ -159,9 +159,9 @@ def _check_model(model: Any) -> None:
     kind = type(model).__name__
     cfg = getattr(model, "pretrained_cfg", None)
     if not isinstance(model, nn.Module) or not cfg or not hasattr(model, "num_classes"):
-        raise ValueError(f"model={kind} is no classifier of timm's; give one as timm.create_model returned it")
+        raise ValueError(f"model={kind} is not a timm classifier; give one as timm.create_model returned it")
     if cfg["architecture"] not in our_models():
-        raise ValueError(f"model={cfg['architecture']!r} is none of this package's")
+        raise ValueError(f"model={cfg['architecture']!r} is not one of this package's")
     if any(tensor.is_meta for tensor in model.state_dict().values()):
         raise ValueError(f"model={cfg['architecture']!r} is on the meta device: it has no weights")
     names: dict[int, str] = {}

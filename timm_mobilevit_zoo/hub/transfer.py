@@ -236,7 +236,7 @@ def _pinned(
     if not timm.is_model(model):
         raise ValueError(f"model={model!r} is neither a repository, owner/name, nor {unknown(model)}")
     if revision or sha256:
-        raise ValueError(f"revision={revision!r}: {model} brings its own; give a repository, 'owner/name'")
+        raise ValueError(f"revision={revision!r}: {model} has its own; give a repository, 'owner/name'")
     cfg: Any = timm.get_pretrained_cfg(model)
     found = pins(cfg.architecture, cfg.tag)
     if found is None:

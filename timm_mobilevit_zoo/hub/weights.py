@@ -51,7 +51,7 @@ def weights(pattern: str = "*") -> list[dict[str, Any]]:
         `top1` (what is claimed for this file, percent, or None), `bytes`, and `pinned`: whether its digest is known.
 
     Raises:
-        ValueError: For a pattern that fits no tag.
+        ValueError: For a pattern that matches no tag.
     """
     rows = []
     for variant, place in sorted(places().items()):
@@ -72,7 +72,7 @@ def weights(pattern: str = "*") -> list[dict[str, Any]]:
             }
         )
     if not rows:
-        raise ValueError(f"pattern={pattern!r} fits no tag with weights{did_you_mean(pattern, _spellings())}")
+        raise ValueError(f"pattern={pattern!r} matches no tag with weights{did_you_mean(pattern, _spellings())}")
     return rows
 
 
