@@ -391,7 +391,7 @@ def test_private_unless_asked(hub, zoo, folder):
     [
         (
             lambda f: (f / "README.md").write_text("# no metadata"),
-            "README.md: license: None is none that the Hub knows",
+            "README.md: license: None is not one that the Hub knows",
         ),
         (lambda f: edit(f, "library_name: timm", "library_name: x"), "library_name='x' must be 'timm'"),
         (lambda f: edit(f, "- timm\n", "- transformers\n"), "tags must not have 'transformers'"),
