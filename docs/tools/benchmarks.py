@@ -171,7 +171,7 @@ def summary_table(root: Path) -> str:
             first, *others = _settings(rows)[0]
             best = max((row for row in others if row["ratio"]), key=lambda row: row["ratio"]["median"])
             lines.append([title, f"{best['ratio']['median']:.2f}", label(best), label(first), _title(first)])
-    return markdown(["", "times as fast", "is", "as", "setting"], lines)
+    return markdown(["", "times as fast", "fastest", "compared with", "setting"], lines)
 
 
 def _speed(row: dict[str, Any], width: int) -> list[str]:
