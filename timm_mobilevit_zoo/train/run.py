@@ -155,8 +155,7 @@ def train(
 
     Returns:
         The run's folder (`output`) and its best epoch's `epoch`, `val_loss`, `val_top1` and `val_top5` (percent): the
-        epoch with the highest `val_top1`, the earliest of several. Without validation it is the last epoch, and these
-        are None.
+        earliest with the highest `val_top1`. Without validation it is the last epoch, and these are None.
 
     Raises:
         ValueError: For arguments or data that cannot work, and for a folder that another run holds, before training; or
