@@ -93,7 +93,7 @@ def test_the_card_tells_what_it_is_given(tmp_path):
     ("card", "message"),
     [
         ({}, r"card\['license'\]=None is not one that the Hub knows, such as mit, apache-2.0"),
-        ({"license": "Apache 2"}, r"card\['license'\]='Apache 2' is none .*; did you mean apache-2.0"),
+        ({"license": "Apache 2"}, r"card\['license'\]='Apache 2' is not one .*; did you mean apache-2.0"),
         ({"license": "other"}, "needs `license_name` and `license_link`"),
         (
             {"license": "other", "license_name": "My own", "license_link": "x"},
@@ -294,8 +294,8 @@ HOSTILE = {
     "an entry twice": (text(b'{"num_classes": 3, "num_classes": 4}'), "num_classes given twice"),
     "an unknown entry": (config(auto_map={"AutoModel": "evil.py"}), "unknown entries auto_map"),
     "another architecture": (config(architecture="resnet18"), "architecture='resnet18' is not one of this package's"),
-    "no architecture": (config(architecture=None), "architecture='None' is none"),
-    "a module path": (config(architecture="os.system"), "architecture='os.system' is none"),
+    "no architecture": (config(architecture=None), "architecture='None' is not one of this package's"),
+    "a module path": (config(architecture="os.system"), "architecture='os.system' is not one of this package's"),
     "too many classes": (config(num_classes=10**9), "num_classes=1000000000 must be a whole number up to 100000"),
     "true classes": (config(num_classes=True), "num_classes=True must be a whole number"),
     "fewer than none": (config(num_classes=-1), "num_classes=-1 must be"),
