@@ -231,7 +231,7 @@ WRONG = {
     "shifted": r"wrong result: logits are off by [\d.e+-]+ of the largest, over 0.001",
     "endless": "wrong result: logits are not finite",
     "longer": r"wrong result: logits of shape \(1, 1\), not \(1, 2\)",
-    "no_tensor": "a list came out, not logits",
+    "no_tensor": "the output is a list, not logits",
     "no_network": r"a int was returned, not a torch.nn.Module",
 }
 
@@ -346,7 +346,7 @@ BAD = {
     "against='also_none' is neither": {"against": "also_none"},
     "names='no_such_module:f' cannot be imported: No module": {"names": ["no_such_module:f"]},
     rf"names='{__name__}:none' cannot be imported: .*no attribute 'none'": {"names": [f"{__name__}:none"]},
-    rf"names='{__name__}:number' is no function": {"names": [f"{__name__}:number"]},
+    rf"names='{__name__}:number' is not a function": {"names": [f"{__name__}:number"]},
     "batch_size=1 0 must be at least 1 each": {"batch_size": (1, 0)},
     "img_size=0 must": {"img_size": (0,)},
     "threads=0 must": {"threads": (0,)},

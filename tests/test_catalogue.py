@@ -72,11 +72,11 @@ def test_a_pattern_chooses(pattern, some, none):
 
 
 def test_a_pattern_that_fits_nothing_gets_the_nearest_names():
-    with pytest.raises(ValueError, match=r"pattern='casvit_l' fits no name; did you mean casvit_"):
+    with pytest.raises(ValueError, match=r"pattern='casvit_l' matches no name; did you mean casvit_"):
         timm_mobilevit_zoo.list_models("casvit_l")
-    with pytest.raises(ValueError, match=r"pattern='mobilevit_xss' fits no name; did you mean mobilevit_xs"):
+    with pytest.raises(ValueError, match=r"pattern='mobilevit_xss' matches no name; did you mean mobilevit_xs"):
         timm_mobilevit_zoo.list_models("mobilevit_xss")  # timm's, too
-    with pytest.raises(ValueError, match=r"fits no name$"):
+    with pytest.raises(ValueError, match=r"matches no name$"):
         timm_mobilevit_zoo.list_models("[")
 
 

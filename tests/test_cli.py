@@ -234,7 +234,7 @@ def test_completion_without_its_extra(capsys, monkeypatch):
         (["convert", "none.pth", "-m", "m", "-o", "out", "--license", "mit"], "'none.pth' is not a file"),
         (
             ["convert", "none.pth", "-m", "m", "-o", "out", "--license", "mine"],
-            "--license mine is none that the Hub knows",
+            "--license mine is not one that the Hub knows",
         ),
         (["export", "m", "--format", "onnx", "-o", "none/a.onnx"], "--output none/a.onnx needs a folder that exists"),
         (["export", "m", "--format", "onnx", "-o", "a.onnx", "--int8", "none"], "--int8 none must be a folder with"),

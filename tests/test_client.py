@@ -92,7 +92,7 @@ def test_what_a_hub_calls_a_file_is_no_path(hub, tmp_path, folder, honest):
     told, mine, files = run(hub, home, LOAD, json.dumps(cases), json.dumps(honest))
     for repo, message in told.items():
         name = PINS[int(repo[-1])][0]
-        assert re.match(f"Refused: {name} of {repo} at .*: the Hub calls it .*, which is no name of a file", message)
+        assert re.match(f"Refused: {name} of {repo} at .*: the Hub calls it .*, which is not a file name", message)
         assert len(message) < 400
     assert mine == "mine"
     assert {path for path in files if not path.startswith("cache")} == {"mine"}
@@ -117,10 +117,10 @@ def test_what_a_hub_calls_a_commit_is_the_one_that_was_asked_for(hub, tmp_path, 
 def test_a_listing_that_the_client_keeps_is_not_believed():
     with our_client.names_of_commit("a.bin", "0" * 40):
         our_client._look_at_listing((None, "a" * 64, "0" * 40))
-        with pytest.raises(our_hub.Refused, match=r"the Hub calls it '\.\./a', which is no name"):
+        with pytest.raises(our_hub.Refused, match=r"the Hub calls it '\.\./a', which is not a file name"):
             our_client._look_at_listing((None, "../a", "0" * 40))
         odd = SimpleNamespace(etag="a", commit_hash="0" * 40, xet_file_data=SimpleNamespace(file_hash="../a"))
-        with pytest.raises(our_hub.Refused, match=r"the Hub keeps it as '\.\./a', which is no digest"):
+        with pytest.raises(our_hub.Refused, match=r"the Hub keeps it as '\.\./a', which is not a digest"):
             our_client._look_at_headers(odd)
 
 

@@ -164,7 +164,7 @@ def test_broken_safetensors(tmp_path):
     (tmp_path / "file.safetensors").write_bytes(b"hello")
     with pytest.raises(ValueError, match="is not a safetensors file"):
         convert(str(tmp_path / "file.safetensors"), model=NAME, output=str(tmp_path / "out"), license="mit")
-    with pytest.raises(ValueError, match="model='resnet18' is none of this package's"):
+    with pytest.raises(ValueError, match="model='resnet18' is not one of this package's"):
         convert(str(tmp_path / "file.safetensors"), model="resnet18", output=str(tmp_path / "out"), license="mit")
 
 
@@ -189,4 +189,7 @@ def test_commands(tmp_path, tensors, capsys):
     assert err == "timm-mobilevit-zoo: error: weights.bin is a pickle or an archive; weights are safetensors only\n"
     code, _, err = call("convert", tmp_path / "file.pth", "-m", NAME, "-o", tmp_path / "new", "--license", "MTI")
     assert code == 2
-    assert "--license MTI is none that the Hub knows, as mit, apache-2.0, cc-by-4.0 or other; did you mean mit?" in err
+    assert (
+        "--license MTI is not one that the Hub knows, such as mit, apache-2.0, cc-by-4.0 or other; did you mean mit?"
+        in err
+    )

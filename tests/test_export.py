@@ -202,9 +202,9 @@ def wrong(monkeypatch, how):
     ("how", "message"),
     [
         (lambda logits: logits * 1.01, "onnx computes cloformer_xxs wrongly: on random images logits are off by"),
-        (lambda logits: logits * np.nan, "what was written returns logits that are not finite"),
-        (lambda logits: logits * np.inf, "what was written returns logits that are not finite"),
-        (lambda logits: logits[:, :2], r"what was written returns \(4, 2\), not \(4, 3\)"),
+        (lambda logits: logits * np.nan, "the written file returns logits that are not finite"),
+        (lambda logits: logits * np.inf, "the written file returns logits that are not finite"),
+        (lambda logits: logits[:, :2], r"the written file returns \(4, 2\), not \(4, 3\)"),
     ],
 )
 def test_a_wrong_file_is_not_kept(monkeypatch, tmp_path, how, message):
@@ -250,9 +250,13 @@ def test_bad_arguments_are_named_before_any_work(monkeypatch, tmp_path, message)
         (
             lambda: nn.Linear(3, 3).eval(),
             {},
-            "network=Linear is no network of timm's; give it as create_model returned it",
+            "network=Linear is not a timm network; give it as create_model returned it",
         ),
-        (lambda: create(NAME), {"size": (3, 64)}, "size=3 x 64 is none that cloformer_xxs takes: x is 3 x 64 pixels"),
+        (
+            lambda: create(NAME),
+            {"size": (3, 64)},
+            "size=3 x 64 is not a size that cloformer_xxs takes: x is 3 x 64 pixels",
+        ),
         (
             lambda: create(NAME, num_classes=0, global_pool=""),
             {},

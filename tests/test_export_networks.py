@@ -215,8 +215,8 @@ def test_refused_before_any_conversion(same, tmp_path, network, message):
         ([[1.0, torch.nan]], [[1.0, torch.nan]], "own logits are not finite"),
         ([[1.0, torch.inf]], [[1.0, torch.inf]], "own logits are not finite"),
         ([[2.0, 2.0]], [[2.0, 2.0]], "own logits are constant: all of them are 2"),
-        ([[1.0, 2.0]], [[1.0, torch.nan]], "what was written returns logits that are not finite"),
-        ([[1.0, 2.0]], [[1.0, -torch.inf]], "what was written returns logits that are not finite"),
+        ([[1.0, 2.0]], [[1.0, torch.nan]], "the written file returns logits that are not finite"),
+        ([[1.0, 2.0]], [[1.0, -torch.inf]], "the written file returns logits that are not finite"),
     ],
 )
 def test_what_cannot_be_compared_is_said(eager, found, message):

@@ -253,7 +253,7 @@ def test_files_that_might_hold_pins_are_not_passed_over(root):
         ValueError, match=f"^hub_configs/{other.name}: architecture='.*', tag='.*' are those of another"
     ):
         generate.check(root)
-    for text, message in (("<<<<<<< HEAD", "is no JSON: .*"), ("[]", "is no JSON object")):
+    for text, message in (("<<<<<<< HEAD", "is not JSON: .*"), ("[]", "is not a JSON object")):
         other.write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=f"^hub_configs/{other.name} {message}"):
             generate.check(root)
@@ -353,7 +353,7 @@ def test_tables_that_are_wide_are_folded():
 
 
 def test_a_busy_machine_is_told():
-    (row, *_), note = benchmarks.measured("growth", ROOT), "these are no measurements"
+    (row, *_), note = benchmarks.measured("growth", ROOT), "these numbers are not reliable"
     assert note in benchmarks.caption([row | {"others": 2 * benchmarks.BUSY}], "growth")
     assert note not in benchmarks.caption([row | {"others": 0.0}], "growth")
 

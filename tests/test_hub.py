@@ -92,8 +92,8 @@ def test_the_card_tells_what_it_is_given(tmp_path):
 @pytest.mark.parametrize(
     ("card", "message"),
     [
-        ({}, r"card\['license'\]=None is none that the Hub knows, as mit, apache-2.0"),
-        ({"license": "Apache 2"}, r"card\['license'\]='Apache 2' is none .*; did you mean apache-2.0"),
+        ({}, r"card\['license'\]=None is not one that the Hub knows, such as mit, apache-2.0"),
+        ({"license": "Apache 2"}, r"card\['license'\]='Apache 2' is not one .*; did you mean apache-2.0"),
         ({"license": "other"}, "needs `license_name` and `license_link`"),
         (
             {"license": "other", "license_name": "My own", "license_link": "x"},
@@ -180,10 +180,10 @@ def test_what_is_no_model_is_told_what_to_do(tmp_path):
     tied = create(SMALL)
     tied.blocks[1].norm1.weight = tied.blocks[0].norm1.weight
     cases = [
-        (torch.nn.DataParallel(torch.nn.Linear(1, 1)), "model=Linear is no classifier of timm's"),
-        (create(SMALL, features_only=True), r"model=Feature\w+Net is no classifier of timm's"),
-        (torch.nn.Linear(1, 1), "model=Linear is no classifier of timm's"),
-        (None, "model=NoneType is no classifier of timm's"),
+        (torch.nn.DataParallel(torch.nn.Linear(1, 1)), "model=Linear is not a timm classifier"),
+        (create(SMALL, features_only=True), r"model=Feature\w+Net is not a timm classifier"),
+        (torch.nn.Linear(1, 1), "model=Linear is not a timm classifier"),
+        (None, "model=NoneType is not a timm classifier"),
         (create(SMALL, device="meta"), "is on the meta device"),
         (tied, r"shares blocks\.1\.norm1\.weight with blocks\.0\.norm1\.weight"),
     ]
@@ -198,7 +198,7 @@ def test_what_cannot_be_exported(tmp_path):
     (tmp_path / "full" / "mine.txt").write_text("mine")
     with pytest.raises(ValueError, match="full' is not empty"):
         hub.export(create(SMALL), tmp_path / "full", card=CARD)
-    with pytest.raises(ValueError, match="model='resnet18' is none of this package's"):
+    with pytest.raises(ValueError, match="model='resnet18' is not one of this package's"):
         hub.export(timm.create_model("resnet18"), tmp_path / "new", card=CARD)
     broken = create(SMALL)
     broken.head.bias.data[0] = float("nan")
@@ -286,20 +286,20 @@ HOSTILE = {
         "model.safetensors is not a regular file",
     ),
     "a vast config": (text(b" " * (9 << 20)), "config.json has more than 8388608 bytes"),
-    "text for a config": (text(b"hello"), "config.json is no JSON"),
-    "other bytes": (text(b"\xff\xfe\x00"), "config.json is no JSON: UnicodeDecodeError"),
-    "deep nesting": (text(b"[" * 200_000), "config.json is no JSON: RecursionError"),
-    "a list": (text(b"[]"), "config.json is no object"),
-    "NaN in JSON": (text(b'{"num_classes": NaN}'), "NaN is no number in JSON"),
+    "text for a config": (text(b"hello"), "config.json is not JSON"),
+    "other bytes": (text(b"\xff\xfe\x00"), "config.json is not JSON: UnicodeDecodeError"),
+    "deep nesting": (text(b"[" * 200_000), "config.json is not JSON: RecursionError"),
+    "a list": (text(b"[]"), "config.json is not an object"),
+    "NaN in JSON": (text(b'{"num_classes": NaN}'), "NaN is not a number in JSON"),
     "an entry twice": (text(b'{"num_classes": 3, "num_classes": 4}'), "num_classes given twice"),
     "an unknown entry": (config(auto_map={"AutoModel": "evil.py"}), "unknown entries auto_map"),
-    "another architecture": (config(architecture="resnet18"), "architecture='resnet18' is none of this package's"),
-    "no architecture": (config(architecture=None), "architecture='None' is none"),
-    "a module path": (config(architecture="os.system"), "architecture='os.system' is none"),
+    "another architecture": (config(architecture="resnet18"), "architecture='resnet18' is not one of this package's"),
+    "no architecture": (config(architecture=None), "architecture='None' is not one of this package's"),
+    "a module path": (config(architecture="os.system"), "architecture='os.system' is not one of this package's"),
     "too many classes": (config(num_classes=10**9), "num_classes=1000000000 must be a whole number up to 100000"),
     "true classes": (config(num_classes=True), "num_classes=True must be a whole number"),
     "fewer than none": (config(num_classes=-1), "num_classes=-1 must be"),
-    "arguments as a list": (config(model_args=[1]), "model_args is no object"),
+    "arguments as a list": (config(model_args=[1]), "model_args is not an object"),
     "a vast network": (inside("model_args", embed_dim=10**6), "model_args: embed_dim cannot be set"),
     "loose loading": (inside("model_args", pretrained_strict=False), "model_args: pretrained_strict cannot be set"),
     "weights from elsewhere": (inside("model_args", pretrained_cfg_overlay={}), "pretrained_cfg_overlay cannot be set"),
@@ -318,14 +318,14 @@ HOSTILE = {
     "a size of text": (inside("pretrained_cfg", input_size="3x3"), "pretrained_cfg.input_size=3x3 must be channels"),
     "a size that is none": (inside("pretrained_cfg", input_size=5), "pretrained_cfg.input_size=5 must be channels"),
     "a size of nothing": (inside("pretrained_cfg", input_size=[]), "pretrained_cfg.input_size"),
-    "a number without end": (text(b'{"num_classes": ' + b"9" * 10000 + b"}"), "config.json is no JSON: ValueError"),
+    "a number without end": (text(b'{"num_classes": ' + b"9" * 10000 + b"}"), "config.json is not JSON: ValueError"),
     "a size too large": (inside("pretrained_cfg", input_size=[3, 10**5, 32]), "pretrained_cfg.input_size="),
     "other channels": (inside("pretrained_cfg", input_size=[1, 32, 32]), "has 1 channels, not 3|one a channel"),
     "a mean of text": (inside("pretrained_cfg", mean=["a", "b", "c"]), "pretrained_cfg.mean="),
     "no deviation": (inside("pretrained_cfg", std=[0, 0, 0]), "pretrained_cfg.std="),
     "a crop of nothing": (inside("pretrained_cfg", crop_pct=0), "pretrained_cfg.crop_pct=0 must be 0.01 to 2"),
-    "no interpolation": (inside("pretrained_cfg", interpolation="evil"), "interpolation='evil' is none of"),
-    "no crop": (inside("pretrained_cfg", crop_mode="evil"), "crop_mode='evil' is none of"),
+    "no interpolation": (inside("pretrained_cfg", interpolation="evil"), "interpolation='evil' is not one of"),
+    "no crop": (inside("pretrained_cfg", crop_mode="evil"), "crop_mode='evil' is not one of"),
     "layers of another network": (inside("pretrained_cfg", classifier="blocks"), "classifier='blocks' must be 'head'"),
     "layers that are none": (inside("pretrained_cfg", classifier=[1]), r"pretrained_cfg.classifier='\[1\]' must be"),
     "a first layer that is none": (inside("pretrained_cfg", first_conv=5), "pretrained_cfg.first_conv='5' must be"),
@@ -333,16 +333,16 @@ HOSTILE = {
     "a size fixed in words": (inside("pretrained_cfg", fixed_input_size="no"), "fixed_input_size='no' must be true or"),
     "a size of null": (inside("pretrained_cfg", input_size=None), "pretrained_cfg.input_size is null"),
     "hidden labels": (inside("pretrained_cfg", label_names=["a", "b", "\x1b[2J"]), "label_names must be printable"),
-    "hidden labels as text": (inside("pretrained_cfg", label_names="abc"), "label_names is no list"),
+    "hidden labels as text": (inside("pretrained_cfg", label_names="abc"), "label_names must be a list or a mapping"),
     "many entries": (config(label_descriptions={str(i): "" for i in range(400_000)} | {"a": 1}), "must be strings"),
     "a link to itself": (lambda f: (f / "loop").symlink_to("loop"), "loop is a link that leads out"),
     "a pickle of joblib": (file("a.joblib"), "a.joblib is a pickle or an archive"),
     "an archive": (file("weights.tar.gz"), "weights.tar.gz is a pickle or an archive"),
-    "labels as text": (config(label_names="abc"), "label_names is no list"),
+    "labels as text": (config(label_names="abc"), "label_names must be a list or a mapping"),
     "too few labels": (config(label_names=["a", "b"]), "label_names has 2 entries, num_classes is 3"),
     "labels that move the cursor": (config(label_names=["a", "b", "\x1b[2J"]), "label_names must be printable"),
     "labels twice": (config(label_names=["a", "a", "b"]), "label_names are not all different"),
-    "descriptions as a list": (config(label_descriptions=["a"]), "label_descriptions is no object"),
+    "descriptions as a list": (config(label_descriptions=["a"]), "label_descriptions is not an object"),
     "vast descriptions": (config(label_descriptions={"a": "x" * 4000}), "label_descriptions must be strings"),
     "a probe of text": (config(probe="none"), "probe must have seed and logits, only these"),
     "a probe of more": (inside("probe", image="cat.png"), "probe must have seed and logits, only these"),
@@ -506,5 +506,5 @@ def test_folders_of_timms_own_export_pass(tmp_path):
     save_for_hf(create(SMALL, num_classes=4), tmp_path / "theirs", safe_serialization=True)
     assert hub.check(tmp_path / "theirs")["num_classes"] == 4
     save_for_hf(timm.create_model("test_vit"), tmp_path / "foreign", safe_serialization=True)
-    with pytest.raises(Refused, match="architecture='test_vit' is none of this package's"):
+    with pytest.raises(Refused, match="architecture='test_vit' is not one of this package's"):
         hub.check(tmp_path / "foreign")

@@ -388,13 +388,13 @@ def test_label_names_in_every_form(form, tmp_path):
     ("names", "message"),
     [
         (["a", "b"], "label_names has 2 entries, num_classes is 3"),
-        ("abc", "label_names is no list"),
-        ({"a", "b", "c"}, "label_names is no list and no mapping, but a set"),
+        ("abc", "label_names must be a list or a mapping"),
+        ({"a", "b", "c"}, "label_names must be a list or a mapping, not a set"),
         ({0: "a", 3: "b"}, "label_names has the index '3', num_classes is 3"),
         ({"a": 0, "b": -1}, "label_names has the index '-1'"),
         ({"a": 0, "b": 0, "c": 1}, "label_names has an index twice"),
         ({0.5: "a"}, "label_names has the index '0.5'"),
-        (5, "label_names is no list"),
+        (5, "label_names must be a list or a mapping"),
         (np.zeros(3), "label_names must be printable strings"),
     ],
 )

@@ -67,7 +67,7 @@ def test_every_number_has_its_limits(argument):
         ({"scale": (0.1, 0.5, 1.0)}, "scale=.* must be two numbers"),
         ({"scale": 0.5}, "scale=0.5 must be two numbers"),
         ({"distill": "none"}, "distill='none' must be one of logit, token, feature"),
-        ({"opt": "adamx"}, "opt='adamx' is none of timm's optimisers"),
+        ({"opt": "adamx"}, "opt='adamx' is not one of timm's optimisers"),
         ({"sched": "cosin"}, "sched='cosin' must be one of constant, cosine"),
         ({"pretrained": True}, f"model='{FAST}' has no published weights; train it without `pretrained`"),
     ],

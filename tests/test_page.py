@@ -196,7 +196,7 @@ def test_npms_file_is_read_and_never_unpacked(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="its sha512 differs"):
         ortweb.read(path)
     path = packed(tmp_path / "given.tgz", monkeypatch, type=tarfile.SYMTYPE, linkname="/etc/hostname", size=0)
-    with pytest.raises(ValueError, match=rf"has package/dist/{ortweb.PARTS[0]} as something else than a file"):
+    with pytest.raises(ValueError, match=rf"has package/dist/{ortweb.PARTS[0]}, which is not a file"):
         ortweb.read(path)
     assert [path.name for path in tmp_path.iterdir()] == ["given.tgz"]
 

@@ -391,7 +391,7 @@ def test_private_unless_asked(hub, zoo, folder):
     [
         (
             lambda f: (f / "README.md").write_text("# no metadata"),
-            "README.md: license: None is none that the Hub knows",
+            "README.md: license: None is not one that the Hub knows",
         ),
         (lambda f: edit(f, "library_name: timm", "library_name: x"), "library_name='x' must be 'timm'"),
         (lambda f: edit(f, "- timm\n", "- transformers\n"), "tags must not have 'transformers'"),
@@ -671,7 +671,7 @@ def test_a_file_without_a_digest_needs_a_pin(hub, run, folder):
     hub.faults += [{"match": WEIGHTS, "host": "hub", "action": "headers", "headers": odd, "times": 99}]
     code = "say(attempt(lambda: hub.load(sys.argv[1], revision=sys.argv[2], sha256=json.loads(sys.argv[3]))))"
     told = run(code, REPO, sha, "null")
-    assert told == f"Refused: {WEIGHTS}: the Hub keeps it as '5f3e-1', which is no digest; give its sha256"
+    assert told == f"Refused: {WEIGHTS}: the Hub keeps it as '5f3e-1', which is not a digest; give its sha256"
     assert run(code, REPO, sha, json.dumps(digests)) == "done"
 
 
@@ -786,7 +786,7 @@ say([attempt(lambda: hub.load(sys.argv[1])), attempt(lambda: hub.load("resnet18"
     for message in (told[0], told[1], told[3]):
         assert re.match("ValueError: model='.*' has no published weights", message)
     assert re.match("ValueError: model='nothing' is neither a repository, owner/name, nor a model", told[2])
-    assert re.match("ValueError: revision='0{40}': .* brings its own", told[4])
+    assert re.match("ValueError: revision='0{40}': .* has its own", told[4])
 
 
 # Commands

@@ -151,7 +151,7 @@ def test_one_image_of_a_class_stays_in_training_and_is_told(tmp_path, capsys):
     data = pictures(tmp_path / "data", a=9, b=1, c=2)
     train(data, output=str(tmp_path / "out"), **ONE | {"batch_size": 4})
     told = capsys.readouterr()
-    assert "one image alone is no validation: each stays in training, of class b\n" in told.err
+    assert "classes with one image keep it for training, without validation: b\n" in told.err
     assert "classes  a: 7 + 2, b: 1 + 0, c: 1 + 1\n" in told.out
 
 

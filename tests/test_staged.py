@@ -92,7 +92,7 @@ def test_staged_reset_classifier(name):
     model.reset_classifier(3)  # keeps the absence of pooling: a map of logits
     logits = logits_of_each(model, features.permute(0, 2, 3, 1).flatten(0, 2))
     close(model(x).permute(0, 2, 3, 1).flatten(0, 2), sum(logits) / len(logits))
-    with pytest.raises(ValueError, match="global_pool='median' is none of"):
+    with pytest.raises(ValueError, match="global_pool='median' is not one of"):
         model.reset_classifier(3, "median")
 
 
@@ -327,7 +327,7 @@ def test_border_sizes(name, size):
     [
         ({"in_chans": 0}, "in_chans=0 must be at least 1"),
         ({"num_classes": -1}, "num_classes=-1 must be at least 0"),
-        ({"global_pool": "median"}, "global_pool='median' is none of"),
+        ({"global_pool": "median"}, "global_pool='median' is not one of"),
         ({"drop_rate": 1.0}, "drop_rate=1.0 must be at least 0 and below 1"),
         ({"drop_path_rate": -0.1}, "drop_path_rate=-0.1 must be"),
         ({"in_chans": 3.0}, "in_chans=3.0 must be at least 1, a whole number"),

@@ -440,7 +440,7 @@ def test_a_teacher_of_other_classes(run, copied, tmp_path):
     out, _ = run
     for split in ("train", "val"):
         (copied / split / "0").rename(copied / split / "4")
-    fails("knows other classes, or in another order", copied, tmp_path, teacher=str(out))
+    fails("has other classes, or another order", copied, tmp_path, teacher=str(out))
     for split in ("train", "val"):
         shutil.rmtree(copied / split / "4")
     fails("knows 3 classes, the data has 2", copied, tmp_path, teacher=str(out))

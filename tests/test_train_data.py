@@ -317,7 +317,8 @@ def test_policies_run_with_every_pillow(tmp_path, policy, channels):
 )
 def test_a_policy_that_timm_does_not_have_is_refused_at_the_start(tmp_path, policy):
     with pytest.raises(
-        ValueError, match=f"auto_augment='{policy}' is none of timm's policies; give one as rand-m9-mstd0.5-inc1"
+        ValueError,
+        match=f"auto_augment='{policy}' is not one of timm's policies; give one such as rand-m9-mstd0.5-inc1",
     ):
         check("train", OPTIONS | {"data": str(tmp_path), "output": "", "auto_augment": policy})
 

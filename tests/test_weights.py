@@ -297,7 +297,7 @@ FAULTS = {
         "ftp://127.0.0.1|302",
     ),
     "a loop": ((302, {"Location": "?again"}, b""), hub.HubError, r"\(302\)"),
-    "half": (lambda data: (200, {"Content-Length": str(len(data))}, data[:1000]), hub.HubError, "did not come whole"),
+    "half": (lambda data: (200, {"Content-Length": str(len(data))}, data[:1000]), hub.HubError, "arrived incomplete"),
     "cut": (lambda data: data[:1000], ValueError, "cannot be read as weights"),
     "too large": ((200, {"Content-Length": str(10**12)}, b""), hub.Refused, r"1,000,000,000,000 bytes; at most"),
     "empty": (b"", ValueError, "cannot be read as weights"),
@@ -373,7 +373,7 @@ def test_the_list_agrees_with_timms():
     (row,) = weights.weights("casvit_xs.in1k_384")
     assert (row["place"], row["top1"], row["license"], row["pinned"]) == ("drive", 78.7, "mit", False)
     assert {row["name"] for row in weights.weights("edgevit_xs")} == {"edgevit_xs.birder_il_common"}
-    with pytest.raises(ValueError, match=r"pattern='nothing' fits no tag with weights$"):
+    with pytest.raises(ValueError, match=r"pattern='nothing' matches no tag with weights$"):
         weights.weights("nothing")
 
 

@@ -230,7 +230,7 @@ def test_every_message_marks_the_arguments_that_it_names():
         ("train", "checkpoint='a\\nb' is not", "--checkpoint 'a\\nb' is not"),
         ("train", "'/x/lr=0.1/a.png' and /x/lr=0.1/a.png are broken", None),
         ("train", "the class 'model=3' of timm's is the model's", None),
-        ("export", "size=3 x 4 is none that it takes", "--img-size 3 x 4 is none that it takes"),
+        ("export", "size=3 x 4 is not a size that it takes", "--img-size 3 x 4 is not a size that it takes"),
         ("export", "network=cloformer_xxs has weights", "cloformer_xxs has weights"),
         ("page", "folder='.' is not a page", "--output . is not a page"),
         ("page", "`models` is empty", "MODEL is empty"),
@@ -239,7 +239,7 @@ def test_every_message_marks_the_arguments_that_it_names():
         ("predict", "none of m; `pretrained=False` gives random ones", "none of m"),
         ("maps", "none of m; `pretrained=False` gives random ones", "none of m; --no-pretrained gives random ones"),
         ("check", "num_classes=3 stands in config.json", None),
-        ("models", "pattern='x*' fits no name", "'x*' fits no name"),
+        ("models", "pattern='x*' matches no name", "'x*' matches no name"),
     ],
 )
 def test_arguments_become_options(command, message, told):
@@ -278,10 +278,10 @@ def test_from_python_a_message_names_the_argument(place):
         (["train", ".", "-m", "x", "--val", "0.1"], "ambiguous option: --val could match --val-split, --val-fraction"),
         (
             ["train", ".", "-m", "x", "--auto-augment", "foo"],
-            "--auto-augment foo is none of timm's policies; give one as",
+            "--auto-augment foo is not one of timm's policies; give one such as",
         ),
-        (["models", "cloformer_xss"], "'cloformer_xss' fits no name; did you mean cloformer_xs, cloformer_xxs or "),
-        (["weights", "recnxt_m0"], "'recnxt_m0' fits no tag with weights; did you mean recnext_m0"),
+        (["models", "cloformer_xss"], "'cloformer_xss' matches no name; did you mean cloformer_xs, cloformer_xxs or "),
+        (["weights", "recnxt_m0"], "'recnxt_m0' matches no tag with weights; did you mean recnext_m0"),
         (["pin", "recnext_mo"], "'recnext_mo' has no file of weights; did you mean recnext_m"),
         (["completion", "fish"], "SHELL 'fish' must be bash or zsh"),
     ],

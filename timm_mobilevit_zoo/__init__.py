@@ -1,4 +1,4 @@
-"""Light-weight vision transformers for timm: importing this package registers them."""
+"""Lightweight vision networks for timm: importing this package registers them."""
 
 from timm_mobilevit_zoo_cli.catalogue import list_models
 from timm_mobilevit_zoo_cli.main import parse_early

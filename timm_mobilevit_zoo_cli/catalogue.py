@@ -35,7 +35,7 @@ def list_models(pattern: str = "*", *, all: bool = False) -> dict[str, dict[str,
         `weights`; `timm`, whether the network is timm's. The facts of a name are those of its default tag, the first.
 
     Raises:
-        ValueError: For a pattern that fits no name.
+        ValueError: For a pattern that matches no name.
     """
     known = _ours() | (_light() if all else {})
     if pattern in known:
@@ -43,7 +43,7 @@ def list_models(pattern: str = "*", *, all: bool = False) -> dict[str, dict[str,
     found = {name: one for name, one in known.items() if _fits(name, one, pattern)}
     if not found:
         names = known if all else known | _light()
-        raise ValueError(f"pattern={pattern!r} fits no name{did_you_mean(pattern, names)}")
+        raise ValueError(f"pattern={pattern!r} matches no name{did_you_mean(pattern, names)}")
     return found
 
 

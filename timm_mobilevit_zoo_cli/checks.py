@@ -167,7 +167,7 @@ def _train(options: Options) -> None:
             raise ValueError(f"{name}={pair} must be two numbers above 0{limit}, the smaller first")
     if options["auto_augment"] and not _POLICY.fullmatch(str(options["auto_augment"])):
         raise ValueError(
-            f"auto_augment={options['auto_augment']!r} is none of timm's policies; give one as "
+            f"auto_augment={options['auto_augment']!r} is not one of timm's policies; give one such as "
             "rand-m9-mstd0.5-inc1, augmix-m5-w4-d2, original-mstd0.5, v0 or 3a"
         )
     if options["sched"] == "plateau":

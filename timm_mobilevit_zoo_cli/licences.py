@@ -72,7 +72,7 @@ def check_card(card: Mapping[str, Any]) -> None:
 def not_known(licence: Any) -> str:
     """Return what is wrong with a licence that the Hub has no identifier for, and which it may be."""
     meant = did_you_mean(re.sub(r"[\s_]+", "-", str(licence).removesuffix(" License")), LICENSES)
-    known = f"is none that the Hub knows, as mit, apache-2.0, cc-by-4.0 or other{meant}"
+    known = f"is not one that the Hub knows, such as mit, apache-2.0, cc-by-4.0 or other{meant}"
     return known if meant else f"{known}; all are at {LICENSES_PAGE}"
 
 

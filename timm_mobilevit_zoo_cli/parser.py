@@ -68,28 +68,30 @@ LEFT_OUT: dict[str, tuple[str, ...]] = {
     "page": ("models",),
 }
 SHELLS = ("bash", "zsh")
-IMAGES = "Image files, folders of them, patterns as 'photos/*.jpg', or - for a list on standard input, a path a line."
+IMAGES = (
+    "Image files, folders of images, patterns such as 'photos/*.jpg', or - for a list on standard input, one path per "
+    "line."
+)
 CHATTY = ("bench", "export", "page")  # what calls converters
 # What a command does, where the first line about its function speaks to who calls it from Python.
 SUMMARIES = {
-    "bench": "Measure how fast models are, side by side; each is checked against float64 first.",
     "check": "Check a folder of weights: files, config, sizes, header, values, probe.",
     "push": "Check a folder of weights and show what a push would do; with --yes, push it.",
     "pull": "Download weights, check them, and print the commit and digests to pin.",
-    "pin": "Download files of weights, try them in their networks, and print the commit and digest to pin.",
+    "pin": "Download files of weights, try them in their networks, and print the commits and digests to pin.",
     "predict": "Classify images: print the likeliest classes of each.",
     "weights": "List the published files of weights, one for each tag.",
     "models": "List the networks: parameters, multiply-adds, image size, weights and claimed accuracy.",
-    "run": "Run a script, one of timm's for example, with the zoo's models registered.",
-    "completion": "Print a script that makes a shell complete these commands and options.",
+    "run": "Run a script, such as one of timm's, with the zoo's models registered.",
+    "completion": "Print a script for completing these commands and options in a shell.",
 }
 RUN = """Usage: timm-mobilevit-zoo run SCRIPT [ARGS...]
        timm-mobilevit-zoo run -m MODULE [ARGS...]
 
-Run a Python program, one of timm's scripts for example, with the zoo's models registered, so that it can create them by
-name. What follows SCRIPT or MODULE goes to the program; its exit status is the command's.
+Run a Python program, such as one of timm's scripts, with the zoo's models registered, so that it can create them by
+name. What follows SCRIPT or MODULE is passed to the program; its exit status is the command's.
 
-  SCRIPT       file of the program, as train.py of a checkout of timm
+  SCRIPT       file of the program, such as train.py in a checkout of timm
   -m MODULE    module to run, as python -m does
   ARGS         the program's own arguments
   -h, --help   show this help message and exit
@@ -166,7 +168,7 @@ def parser(only: Sequence[str] | None = None) -> argparse.ArgumentParser:
     Args:
         only: Commands whose options are needed; those of all where not given.
     """
-    top = Parser(prog="timm-mobilevit-zoo", description="Light-weight vision transformers for timm.")
+    top = Parser(prog="timm-mobilevit-zoo", description="Lightweight vision networks for timm.")
     top.add_argument("--version", action="version", version=_version())
     top.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands = top.add_subparsers(required=True, metavar="COMMAND", dest="command")
@@ -190,7 +192,7 @@ def _add_own_commands(commands: Any) -> None:
     run.add_argument("args", nargs="...", help="its own arguments")
     summary = SUMMARIES["completion"]
     completion = commands.add_parser("completion", help=summary, description=summary)
-    completion.add_argument("shell", metavar="SHELL", choices=SHELLS, help="the shell that is to source it")
+    completion.add_argument("shell", metavar="SHELL", choices=SHELLS, help="the shell that will run the script")
 
 
 def root() -> Path:
@@ -227,7 +229,7 @@ def _add_command(commands: Any, name: str, function: Function) -> None:
     _add_options(one, name, function, LEFT_OUT.get(name, ()))
     if name == "convert":
         one.add_argument(
-            "--push", metavar="OWNER/NAME", default=argparse.SUPPRESS, help="Push the folder there, as push does."
+            "--push", metavar="OWNER/NAME", default=argparse.SUPPRESS, help="Push the folder to this repository."
         )
     if name in ("convert", "push"):
         one.add_argument("--yes", action="store_true", help="Push; without it, only show what would be pushed.")
@@ -235,7 +237,7 @@ def _add_command(commands: Any, name: str, function: Function) -> None:
         left = ("folder", "repo_id", "dry_run", "branch", "message", "token", *CARD_WORDS)
         _add_options(one, name, PUSH.read(), left)
     if name in CHATTY:
-        one.add_argument("--verbose", action="store_true", help="Show what converters print, too.")
+        one.add_argument("--verbose", action="store_true", help="Also show the output of converters.")
     if name == "page":
         one.add_argument("--serve", action="store_true", help="Serve the page on this machine, until Ctrl-C.")
         _add_options(one, name, SERVE.read(), ("folder",))
@@ -260,12 +262,10 @@ def _own_of_predict(one: Any) -> None:
     one.add_argument(
         "model",
         metavar="MODEL",
-        help="Folder that train left, or a name that timm has weights for, as hf-hub:OWNER/NAME.",
+        help="Folder that train left, or a name that timm has weights for, such as hf-hub:OWNER/NAME.",
     )
     one.add_argument("images", nargs="+", metavar="IMAGE", help=IMAGES)
-    one.add_argument(
-        "--trust", action="store_true", help="Load a folder as it stands, without the check of what it holds."
-    )
+    one.add_argument("--trust", action="store_true", help="Load a folder without checking its contents.")
     one.add_argument("--json", dest="as_json", action="store_true", help="Print JSON.")
 
 
@@ -275,12 +275,14 @@ def _own_of_page(one: Any) -> None:
         nargs="*",
         metavar="MODEL",
         default=argparse.SUPPRESS,
-        help="Folders that train left, or names that timm creates with weights; none to serve a page that is there.",
+        help="Folders that train left, or names that timm creates with weights; none to serve an existing page.",
     )
 
 
 def _own_of_weights(one: Any) -> None:
-    one.add_argument("pattern", nargs="?", metavar="PATTERN", default="*", help="Names, as recnext_* or *.in1k_384.")
+    one.add_argument(
+        "pattern", nargs="?", metavar="PATTERN", default="*", help="Names, such as recnext_* or *.in1k_384."
+    )
     one.add_argument("--json", dest="as_json", action="store_true", help="Print JSON.")
 
 
@@ -290,11 +292,9 @@ def _own_of_models(one: Any) -> None:
         nargs="?",
         metavar="PATTERN",
         default="*",
-        help="Names, as recnext_* or *.in1k_384; a part of a name stands for all that hold it.",
+        help="Names, such as recnext_* or *.in1k_384; part of a name matches all names that contain it.",
     )
-    one.add_argument(
-        "--all", action="store_true", help="List timm's own networks of at most 14 million parameters, too."
-    )
+    one.add_argument("--all", action="store_true", help="Also list timm's own networks of up to 14 million parameters.")
     one.add_argument("--json", dest="as_json", action="store_true", help="Print JSON.")
 
 
@@ -321,7 +321,7 @@ def _add_option(one: Any, command: str, argument: Argument) -> None:
         return
     several_of = get_origin(kind) is Literal and several  # whose list usage and help would repeat
     if several_of:
-        text += f" Of {', '.join(get_args(kind))}."
+        text += f" Any of {', '.join(get_args(kind))}."
     if not argument.required and not any(default is one for one in (None, False)) and default not in ("", ()):
         shown = flag_of(name) if default is True else _shown(default)
         text += f" (default: {shown})"

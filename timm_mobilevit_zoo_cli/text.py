@@ -43,7 +43,7 @@ def check_labels(names: Sequence[Any]) -> None:
                 f"{need}; {name[:80]!a} holds {odd!a}, {unicodedata.name(odd, 'which is none to be shown')}"
             )
         if not any(letter.isprintable() and letter != " " for letter in name):
-            raise ValueError(f"{need}; of {name[:80]!a} nothing is to be seen")
+            raise ValueError(f"{need}; {name[:80]!a} is invisible")
     seen = Counter(unicodedata.normalize("NFC", name) for name in names)
     if twice := [name for name, count in seen.items() if count > 1]:
         raise ValueError(f"label_names are not all different: {twice[0][:80]!r} is there twice")

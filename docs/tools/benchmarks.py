@@ -100,7 +100,7 @@ def caption(rows: Sequence[dict[str, Any]], name: str) -> str:
     text = f"Measured on {row['date']} on {where}. {packages}. {rounds} rounds. [All rows](benchmarks/{name}.json)."
     others = max((one["others"] for one in rows if one.get("others") is not None), default=0)
     if others > BUSY:
-        text += f" **Other processes kept {others} cores busy: these are no measurements, and wait to be replaced.**"
+        text += f" **Other processes kept {others} cores busy: these numbers are not reliable, and will be replaced.**"
     return text
 
 
@@ -171,7 +171,7 @@ def summary_table(root: Path) -> str:
             first, *others = _settings(rows)[0]
             best = max((row for row in others if row["ratio"]), key=lambda row: row["ratio"]["median"])
             lines.append([title, f"{best['ratio']['median']:.2f}", label(best), label(first), _title(first)])
-    return markdown(["", "times as fast", "is", "as", "setting"], lines)
+    return markdown(["", "times as fast", "fastest", "compared with", "setting"], lines)
 
 
 def _speed(row: dict[str, Any], width: int) -> list[str]:

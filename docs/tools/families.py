@@ -33,8 +33,7 @@ READMES: dict[str, dict[str, str]] = {
         "head": "| family | names | params (M) | GMACs | claimed top-1 (%) | files with weights |",
         "small": "ViT, DeiT, hybrid and Swin for 32 px",
         "none": "none published",
-        "count": "{named} of {names} names have weights that a user can load "
-        "({files} files, {pinned} with pinned digests).",
+        "count": "{named} of {names} names have weights to load ({files} files, {pinned} with pinned digests).",
     },
     "README.zh.md": {
         "head": "| 系列 | 名称 | 参数量 (M) | GMACs | 作者公布的 top-1 (%) | 权重文件 |",
@@ -183,9 +182,9 @@ def _card(key: str, configs: list[Config], papers: Mapping[str, Any]) -> str:
 
 HEAD = """# Families
 
-One card for each family: its idea, code to paste, its sizes, and the paper to cite. Accuracies are what the authors
-claim on ImageNet-1k; nobody has verified them here. Where the card says `pretrained=True`, the weights are downloaded
-from their authors, as [Weights](weights.md#weights-of-others) explains. What differs from the authors' code is in
+One card for each family: its idea, code to paste, its sizes, and the paper to cite. Accuracies are the authors' claims
+on ImageNet-1k, not verified here. Where a card says `pretrained=True`, the weights are downloaded from their authors,
+as [Weights](weights.md#weights-of-others) explains. Differences from the authors' code are listed in
 [Models](models.md). `docs/tools/families.py` writes this page."""
 
 

@@ -172,7 +172,7 @@ def main() -> None:
     args = parser.parse_args()
     names = args.names or list(PICTURES)
     if unknown := set(names) - PICTURES.keys():
-        parser.error(f"NAME={', '.join(sorted(unknown))} is none of {', '.join(PICTURES)}")
+        parser.error(f"NAME={', '.join(sorted(unknown))} is not one of {', '.join(PICTURES)}")
     wanted = [args.language] if args.language else list(LANGUAGES)
     for language in wanted:
         with lettering(language):  # or a font that is missing would be told after the training

@@ -74,44 +74,45 @@ def bench(
     plot: str = "",
     overwrite: bool = False,
 ) -> list[dict[str, Any]]:
-    """Measure how fast models are, beside each other, each checked against float64 first.
+    """Measure how fast models are, side by side, after checking each against float64.
 
-    Every name is measured with every back end, type and memory format, all in turns; and that once for every mode,
+    Every name is measured with every back end, type and memory format, all in turns; and this once for every mode,
     image size, batch size and number of threads. Weights are random; dropout and drop path are off.
 
     Args:
         names: Names that timm knows, or module:function for a function that returns a torch.nn.Module.
-        against: What the others are compared with, in eager mode: such a name. Not given, the first candidate is.
-        backend: How networks run: fuse is the copy with norms folded into convolutions, prepack that with weights laid
-            out for the CPU, compile what torch compiles of the network.
+        against: Name to compare the others with, in eager mode; the first candidate if not given.
+        backend: How networks run: fuse is a copy with norms folded into convolutions, prepack such a copy with weights
+            laid out for the CPU, compile the network compiled by torch.
         mode: Evaluation, or a training step: forward, cross-entropy, backward, SGD with momentum.
         batch_size: Images in a call.
-        img_size: Side of the square input, in pixels, or height and width, on the command line as 192x256; of several
-            each is measured.
+        img_size: Side of the square input, in pixels, or height and width, on the command line as 192x256; each of
+            several is measured.
         dtype: Type of the arithmetic: of weights and images in evaluation, of torch.autocast in training. Beside fp32,
-            int8 adds what `export` writes in 8 bits for onnxruntime, laid out for the very batch that is timed, and
-            bf16 what openvino computes in 16 bits from the same file, where the CPU can.
-        memory_format: How weights and images lie in memory, in torch.
-        cuda_graphs: Measure each of torch's back ends also as a replayed CUDA graph, in evaluation.
-        threads: Threads of the CPU; as many as torch takes where not given.
-        device: cpu or cuda; cuda where there is one if not given. TF32 is off on it.
+            int8 adds the 8-bit file of `export` for onnxruntime, made for the batch that is timed, and bf16 adds
+            openvino with 16 bits, if the CPU supports them.
+        memory_format: Memory layout of weights and images, in torch.
+        cuda_graphs: Also measure torch's back ends as replayed CUDA graphs, in evaluation.
+        threads: Threads of the CPU; torch's default if not given.
+        device: cpu or cuda; if not given, cuda if there is one. TF32 is off.
         rounds: Rounds of a comparison, at most.
-        seconds: Seconds after which no round of a comparison starts, once there are five; compiling does not count.
-        output: JSON file for the rows, written anew after each comparison.
-        plot: Picture to draw: the accuracy that authors claim against the latency measured; its ending says the format.
-        overwrite: Replace output and plot where they exist.
+        seconds: Start no further round of a comparison after this time, once there are five; compiling does not count.
+        output: JSON file for the rows, rewritten after each comparison.
+        plot: Picture to draw: claimed accuracy against measured latency; its ending sets the format.
+        overwrite: Replace output and plot if they exist.
 
     Returns:
         A row for each candidate in each setting: what it is; `ms`, a call's median and quartiles over the rounds, and
         `round_ms`, all of them; `images_per_s`; `ratio`, how many times as fast as `against` it is (see `compare`);
-        `deviation`, how far its logits are from `reference`'s, as a part of the largest; `memory_mib`, the most that
+        `deviation`, how far its logits are from `reference`'s, relative to the largest; `memory_mib`, the most that
         torch allocated in a call beyond weights, batch and optimizer; `params_m` and `gmacs`; `moved_mib`, the least
-        that a call moves (weights once, and what goes in and out of convolutions and linear layers once); `others`, how
-        many cores other processes kept busy meanwhile. What could not be measured has `error` instead of times.
+        that a call moves (weights, and inputs and outputs of convolutions and linear layers, once each); `others`, how
+        many cores other processes kept busy meanwhile. A candidate that could not be measured has `error` instead of
+        times.
 
     Raises:
         ValueError: For arguments that cannot work, before anything is measured.
-        FileNotFoundError: For an output without a folder.
+        FileNotFoundError: For an output in a folder that does not exist.
         ModuleNotFoundError: Without the extra `export` or `viz`, where it is needed.
     """
     options = plain(dict(locals()))

@@ -110,7 +110,7 @@ class Runner(NamedTuple):
         elif type(logits).__module__ == "numpy":
             logits = torch.from_numpy(logits)
         else:
-            raise ValueError(f"a {type(logits).__name__} came out, not logits")
+            raise ValueError(f"the output is a {type(logits).__name__}, not logits")
         grads = [p.grad for p in self.network.parameters() if p.grad is not None] if self.network else []
         return [logits.double(), *([torch.cat([grad.flatten().double() for grad in grads])] if grads else [])]
 
@@ -135,7 +135,7 @@ def resolve(name: str, argument: str = "names") -> Callable[[Any], Any]:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{argument}={name!r} cannot be imported: {error}") from error
     if not callable(found):
-        raise ValueError(f"{argument}={name!r} is no function that returns a torch.nn.Module")
+        raise ValueError(f"{argument}={name!r} is not a function that returns a torch.nn.Module")
     return lambda img_size: found()
 
 

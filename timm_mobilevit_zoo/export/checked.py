@@ -110,9 +110,7 @@ def _prepared(network: nn.Module, task: Task) -> tuple[Any, dict[str, Any], Tens
     network = unwrapped(network)
     cfg: Any = getattr(network, "pretrained_cfg", None)
     if not isinstance(network, nn.Module) or not cfg:
-        raise ValueError(
-            f"network={type(network).__name__} is no network of timm's; give it as create_model returned it"
-        )
+        raise ValueError(f"network={type(network).__name__} is not a timm network; give it as create_model returned it")
     named = f"network={cfg['architecture']}"
     training = [name for name, module in network.named_modules() if module.training]
     if training:
@@ -135,7 +133,9 @@ def _prepared(network: nn.Module, task: Task) -> tuple[Any, dict[str, Any], Tens
         try:
             logits = own(x)
         except Exception as error:  # of timm's classes each has its own
-            raise ValueError(f"size={height} x {width} is none that {cfg['architecture']} takes: {error}") from error
+            raise ValueError(
+                f"size={height} x {width} is not a size that {cfg['architecture']} takes: {error}"
+            ) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         what = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise ValueError(f"{named} returns {what}, not logits (B, num_classes)")

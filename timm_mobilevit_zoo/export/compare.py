@@ -62,10 +62,10 @@ def compare(network: nn.Module, run: Run, batches: Iterable[Tensor], classes: Te
     pairs = [(network(batch), torch.from_numpy(run(batch.numpy()))) for batch in batches]
     expected, found = (torch.cat(logits) for logits in zip(*pairs, strict=True))
     if found.shape != expected.shape:
-        raise ValueError(f"what was written returns {tuple(found.shape)}, not {tuple(expected.shape)}")
+        raise ValueError(f"the written file returns {tuple(found.shape)}, not {tuple(expected.shape)}")
     deviation = deviation_of(expected)
     if not found.isfinite().all():
-        raise ValueError("what was written returns logits that are not finite, where eager mode's are")
+        raise ValueError("the written file returns logits that are not finite, where eager mode's are")
     told: dict[str, Any] = {
         "images": len(expected),
         "error": float((found - expected).abs().max() / deviation),

@@ -147,7 +147,7 @@ def _whole(name: str, paths: list[Path], on_broken: str) -> list[Path]:
             broken[path] = str(error)
     if broken and on_broken == "stop":
         listed = "\n  ".join(list(broken.values())[:20])
-        raise ValueError(f"{name}: {len(broken)} image(s) are broken; mend them or choose on_broken=skip\n  {listed}")
+        raise ValueError(f"{name}: {len(broken)} image(s) are broken; repair them or choose on_broken=skip\n  {listed}")
     for fault in broken.values():
         sys.stderr.write(f"skipped: {printable(fault)}\n")
     if broken and len(broken) == len(paths):

@@ -33,38 +33,36 @@ def export(
     trust: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write a model for a runtime, run what was written, and compare it with eager mode.
+    """Write a model's file for a runtime, run it, and compare it with eager mode.
 
     Args:
         model: Folder that train left, or a name that timm creates with weights.
-        format: What to write: onnx for ONNX Runtime, openvino, executorch (with XNNPACK), coreml, litert, or ncnn.
+        format: Format to write: onnx for ONNX Runtime, openvino, executorch (with XNNPACK), coreml, litert or ncnn.
         output: File to write, ending in .onnx, .xml, .pte, .mlpackage, .tflite or .param. A manifest is written
             beside it.
-        size: Side of the square input, or its height and width, in pixels; the model's own where not given.
-        dynamic: What may differ in each call, of batch and size; without them one image of one size. In onnx and
-            openvino alone.
-        images: Folder of images to compare on too; it may have folders, one a class. Where these have the names of the
-            model's labels, accuracy is measured, too.
-        precision: Of the numbers in the file: fp32, fp16 or int8, as far as the format has it; where not given fp16
-            for coreml, whose users have the Neural Engine in mind, and fp32 for the others. Input and output are
-            float32 in all of them.
-        calibration: With int8, a folder of images such as the model will see: convolutions and linear layers compute
-            in 8 bits, whose ranges are measured on up to 128 of them.
+        size: Side of the square input, or its height and width, in pixels; the model's own if not given.
+        dynamic: What may vary between calls; if not given, the file takes one image of one size. For onnx and openvino
+            only.
+        images: Folder of images to compare on too; it may have one folder per class. If these are named like the
+            model's labels, accuracy is measured too.
+        precision: Numbers in the file: fp32, fp16 or int8, if the format has it. If not given, fp16 for coreml, which
+            the Neural Engine needs, and fp32 for the others. Input and output are float32 in any case.
+        calibration: Folder of images like those that the model will see, for int8. Convolutions and linear layers then
+            compute in 8 bits, with ranges measured on up to 128 of these images.
         int8: The same folder; short for both of these options.
-        on_broken: Read the images that are taken of both folders first, and stop, or leave out, if any is broken.
-        tolerance: How far a logit may be from eager mode's, in standard deviations of the logits; 0.001 where not
-            given, and 0.03 with fp16. With int8 how far logits may be on average, as a root mean square, and 0.2 where
-            not given.
-        pretrained: Give a name its published weights; random ones, where this is off, are enough to measure speed.
-        trust: Load a folder as it stands, without the check of what it holds.
-        overwrite: Replace output and manifest where they exist.
+        on_broken: First read the images to be used from both folders, and stop at broken ones or skip them.
+        tolerance: Largest error of a logit, in standard deviations of eager mode's logits; 0.001 if not given, 0.03
+            with fp16. With int8, largest root mean square error of all logits; 0.2 if not given.
+        pretrained: Give a name its published weights; to measure speed, random ones are enough.
+        trust: Load a folder without checking its contents.
+        overwrite: Replace output and manifest if they exist.
 
     Returns:
         The manifest: see `to_onnx`.
 
     Raises:
         ValueError: For arguments that cannot work, before any work, and for a wrong result: its file is not kept.
-        FileNotFoundError: For an output without a folder, or a model that is none.
+        FileNotFoundError: For an output in a folder that does not exist, or a model that does not exist.
         ModuleNotFoundError: Without the extra of the format; it names the pip command.
     """
     model = plain(model)

@@ -149,7 +149,7 @@ def _metadata(text: str) -> dict[str, Any]:
         raise ValueError("its metadata has a YAML alias, as *name; write out what it stands for")
     found = yaml.safe_load(head)
     if found is not None and not isinstance(found, dict):
-        raise ValueError("its metadata is no mapping")
+        raise ValueError("its metadata is not a mapping")
     return found or {}
 
 

@@ -120,7 +120,7 @@ def _list(value: Any, lengths: Collection[int], fits: Callable[[Any], bool]) -> 
 
 
 def _no_constant(name: str) -> Any:
-    raise Refused(f"{CONFIG}: {name} is no number in JSON")
+    raise Refused(f"{CONFIG}: {name} is not a number in JSON")
 
 
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def check_config(data: bytes, architectures: Collection[str]) -> dict[str, Any]:
     except Refused:
         raise
     except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, numbers of thousands of digits
-        raise Refused(f"{CONFIG} is no JSON: {type(error).__name__}: {str(error)[:200]}") from None
+        raise Refused(f"{CONFIG} is not JSON: {type(error).__name__}: {str(error)[:200]}") from None
     try:
         return _check_entries(config, architectures)
     except RecursionError:  # what could be parsed may still be too deep to be shown
@@ -152,18 +152,20 @@ def check_config(data: bytes, architectures: Collection[str]) -> dict[str, Any]:
 
 
 def _check_entries(config: Any, architectures: Collection[str]) -> dict[str, Any]:
-    need(isinstance(config, dict), f"{CONFIG} is no object")
+    need(isinstance(config, dict), f"{CONFIG} is not an object")
     unknown = sorted(config.keys() - ENTRIES)
     need(not unknown, f"{CONFIG}: unknown entries {', '.join(unknown)[:200]}")
 
     name = config.get("architecture")
     if isinstance(name, str) and own_name(name) in architectures:  # the package's before timm's of the same name
         config["architecture"] = name = own_name(name)
-    need(isinstance(name, str) and name in architectures, f"architecture={str(name)[:80]!r} is none of this package's")
+    need(
+        isinstance(name, str) and name in architectures, f"architecture={str(name)[:80]!r} is not one of this package's"
+    )
     classes = config.get("num_classes")
     need(_whole(classes, 0, MAX_CLASSES), f"num_classes={str(classes)[:80]} must be a whole number up to {MAX_CLASSES}")
     args, cfg = config.get("model_args", {}), config.get("pretrained_cfg")
-    need(isinstance(args, dict), "model_args is no object")
+    need(isinstance(args, dict), "model_args is not an object")
     need(isinstance(cfg, dict), "pretrained_cfg is missing or no object")
     ours = name in our_models()
     _check_model_args(args, classes, MODEL_ARGS | RATES | (set() if ours else SWITCHES))
@@ -221,7 +223,7 @@ def _check_pretrained_cfg(cfg: Mapping[str, Any], classes: int, chans: Any) -> N
         need(fits, f"pretrained_cfg.{name}={str(cfg.get(name))[:80]} must be 0.01 to 2")
     for name, choices in (("interpolation", INTERPOLATIONS), ("crop_mode", ("border", "center", "squash"))):
         fits = cfg.get(name) is None or cfg[name] in choices
-        need(fits, f"pretrained_cfg.{name}={str(cfg.get(name))[:80]!r} is none of {', '.join(choices)}")
+        need(fits, f"pretrained_cfg.{name}={str(cfg.get(name))[:80]!r} is not one of {', '.join(choices)}")
 
 
 def _check_texts(cfg: Mapping[str, Any]) -> None:
@@ -260,7 +262,7 @@ def _check_labels(config: dict[str, Any], classes: int) -> None:
             raise Refused(str(error)) from None
     described = config.get("label_descriptions")
     if described is not None:
-        need(isinstance(described, dict), "label_descriptions is no object")
+        need(isinstance(described, dict), "label_descriptions is not an object")
         fits = all(isinstance(text, str) and len(text) <= 3000 for text in described.values())
         need(fits, "label_descriptions must be strings of up to 3000 characters")
 

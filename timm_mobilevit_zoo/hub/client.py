@@ -95,9 +95,9 @@ def _check(etag: str | None, commit: str | None, xet: str | None = None) -> None
     if commit is not None and not (commit == revision if pinned else re.fullmatch(COMMIT, commit)):
         raise Refused(f"{what}: the Hub sent it as that of commit {commit[:80]!r}")
     if etag is not None and not re.fullmatch(NAME, etag):
-        raise Refused(f"{what}: the Hub calls it {etag[:80]!r}, which is no name of a file")
+        raise Refused(f"{what}: the Hub calls it {etag[:80]!r}, which is not a file name")
     if xet is not None and not re.fullmatch("[0-9a-f]{64}", xet):
-        raise Refused(f"{what}: the Hub keeps it as {xet[:80]!r}, which is no digest")
+        raise Refused(f"{what}: the Hub keeps it as {xet[:80]!r}, which is not a digest")
 
 
 def _looked_at(ask: Callable[..., Any], look: Callable[[Any], None]) -> Callable[..., Any]:

@@ -39,7 +39,7 @@ def plan(
             info = None
         there = _files(api, repo_id, str(info.sha)) if info else {}
     if info is None and branch != "main":
-        raise ValueError(f"branch={branch!r}: {repo_id} is not there yet, and its first commit goes to main")
+        raise ValueError(f"branch={branch!r}: {repo_id} does not exist yet, and its first commit goes to main")
     if info is not None and private and not info.private:
         raise ValueError(
             f"private=True, but {repo_id} is public already: whoever sees it would see the weights. "

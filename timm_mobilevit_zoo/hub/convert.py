@@ -40,7 +40,7 @@ def convert(
     ema: bool = False,
     img_size: int | tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Convert a checkpoint, the authors' or one of timm's training, into a folder that timm loads.
+    """Convert a checkpoint, from the authors or from timm's training script, into a folder that timm loads.
 
     Where a `config.json` of timm's kind lies beside it, as in the folder of a run, labels and preprocessing are those
     that it tells; and what a run has recorded of these very weights goes into the card.
@@ -51,14 +51,14 @@ def convert(
         output: Folder to write, new or empty.
         license: Licence of the weights, as the Hub names it: mit, apache-2.0, cc-by-nc-4.0 and so on, or other; in any
             case.
-        license_name: Name of a licence that is other, such as my-license-1.0.
-        license_link: Address of a licence that is other.
+        license_name: For the licence other: its name, such as my-license-1.0.
+        license_link: For the licence other: its address.
         dataset: Data that the weights were trained on; its name on the Hub if it is there.
         source: Where the weights come from.
         description: Text for the model card.
         ema: Take the averaged weights.
         img_size: Side of the square input, or its height and width, in pixels, of a model made for one size; the
-            model's own where not given.
+            model's own if not given.
 
     Returns:
         What `hub.check` returns of the folder.
@@ -71,7 +71,7 @@ def convert(
     given = dict(locals())
     check("convert", given)
     if model not in our_models():
-        raise ValueError(f"model={model!r} is none of this package's{did_you_mean(model, our_models())}")
+        raise ValueError(f"model={model!r} is not one of this package's{did_you_mean(model, our_models())}")
     path = Path(checkpoint)
     told = _told_beside(path, model)
     card = {key: given[key] for key in CARD_WORDS if given[key]}

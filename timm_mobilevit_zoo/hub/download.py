@@ -126,7 +126,7 @@ def _from_address(place: Place, part: Path) -> None:
                 raise
             if not left:
                 reason = getattr(error, "reason", error)
-                raise HubError(f"{place} did not come whole: {type(error).__name__}: {str(reason)[:200]}") from None
+                raise HubError(f"{place} arrived incomplete: {type(error).__name__}: {str(reason)[:200]}") from None
         time.sleep(2 ** (TRIES - 1 - left))
     return None
 
@@ -147,7 +147,7 @@ def _stream(place: Place, part: Path) -> None:
                 file.write(chunk)
                 bar.update(len(chunk))
     if size is not None and done != size:
-        raise URLError(f"{done:,} of {size:,} bytes came")
+        raise URLError(f"{done:,} of {size:,} bytes arrived")
 
 
 def _from_drive(place: Place, part: Path) -> None:

@@ -37,14 +37,14 @@ __all__ = ["Content", "check", "check_content", "export", "read_content"]
 def check(folder: str | Path, *, architectures: Collection[str] | None = None) -> dict[str, Any]:
     """Check a folder of weights, in the order in which it could do harm: files, config, sizes, header, values, probe.
 
-    The network that the config means is built without memory first, and only names and shapes of the weights are read
-    before they are known to fit. Where the config tells a probe, the logits of one known image, they are recomputed;
-    weights that the package's hub configs name must give what these tell. What it cannot know is whether the weights
-    are any good, or whose they are.
+    The network of the config is first built without memory, and only names and shapes of the weights are read until
+    they are known to fit. If the config has a probe, the logits of one known image, these are recomputed; weights that
+    the package's hub configs name must give the logits recorded there. It cannot check whether the weights are any
+    good, or whose they are.
 
     Args:
-        folder: Holds `model.safetensors` and `config.json`.
-        architectures: Names that it may have; those of this package where not given.
+        folder: Folder with `model.safetensors` and `config.json`.
+        architectures: Names that it may have; those of this package if not given.
 
     Returns:
         The `architecture`, its `num_classes` and `params`, and the `sha256` of both files.
@@ -159,9 +159,9 @@ def _check_model(model: Any) -> None:
     kind = type(model).__name__
     cfg = getattr(model, "pretrained_cfg", None)
     if not isinstance(model, nn.Module) or not cfg or not hasattr(model, "num_classes"):
-        raise ValueError(f"model={kind} is no classifier of timm's; give one as timm.create_model returned it")
+        raise ValueError(f"model={kind} is not a timm classifier; give one as timm.create_model returned it")
     if cfg["architecture"] not in our_models():
-        raise ValueError(f"model={cfg['architecture']!r} is none of this package's")
+        raise ValueError(f"model={cfg['architecture']!r} is not one of this package's")
     if any(tensor.is_meta for tensor in model.state_dict().values()):
         raise ValueError(f"model={cfg['architecture']!r} is on the meta device: it has no weights")
     names: dict[int, str] = {}

@@ -278,7 +278,7 @@ def _compare(path: Path, pinned: str | None) -> tuple[bool, str, str, str]:
     if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", kept):
         return True, found["sha256" if len(kept) == 64 else "blob"], kept, found["sha256"]
     if kept:
-        raise Refused(f"{path.name}: the Hub keeps it as {kept[:80]!r}, which is no digest; give its sha256")
+        raise Refused(f"{path.name}: the Hub keeps it as {kept[:80]!r}, which is not a digest; give its sha256")
     return False, "", "", found["sha256"]  # no links on this file system, so nothing to compare with
 
 

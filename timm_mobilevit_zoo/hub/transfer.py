@@ -78,13 +78,13 @@ def pull(
     cache_dir: str | Path | None = None,
     token: str | bool | None = None,
 ) -> dict[str, Any]:
-    """Download and check weights, into the cache or a folder, and tell the commit and digests to pin.
+    """Download weights into the cache or a folder, check them, and return the commit and digests to pin.
 
     Args:
         model: Repository, owner/name; or a registered name whose weights are published.
-        revision: Branch, tag or commit id; main where not given. A name brings its own.
-        output: Folder to write them to, new or empty; the Hub's cache alone where not given.
-        cache_dir: Where the Hub's files are cached; the client's own place where not given.
+        revision: Branch, tag or commit id; main if not given. A registered name has its own.
+        output: Folder to write the weights to, new or empty; only the Hub's cache if not given.
+        cache_dir: Where the Hub's files are cached; the client's default if not given.
         token: As for `huggingface_hub`.
 
     Returns:
@@ -134,36 +134,36 @@ def push(
     message: str = "",
     token: str | bool | None = None,
 ) -> dict[str, Any]:
-    """Check a folder of weights and tell what a push would do; do it where that is asked.
+    """Check a folder of weights and return what a push would do, or with `dry_run=False` push it.
 
-    A push is one commit, on top of the one that was looked at: of config, weights and card, whose example gets the
-    repository's name, and without the pickles that were there. Whatever else the folder holds stays where it is. In a
-    folder without a card, as `train` leaves one, the card is written first, of the words given and of what the folder
-    tells: its classes, and of a run the accuracy and the settings. It may be edited before the push is done.
+    A push is one commit, on top of the one that was looked at. It has the config, the weights and the card, with the
+    repository's name in the card's example, and removes the repository's pickles. Other files in the folder are left
+    alone. In a folder without a card, as `train` leaves it, the card is written first, from the arguments and from the
+    folder: its classes and, for a run, the accuracy and the settings. It may be edited before the push.
 
     Args:
-        folder: As train, convert or pull wrote it.
+        folder: Folder of weights, as written by train, convert or pull.
         repo_id: Repository, owner/name; it is created if need be.
         license: Licence of the weights, for a folder without a card: mit, apache-2.0, cc-by-nc-4.0 and so on, or other.
-        license_name: Its name, for the licence other, as my-license-1.0.
-        license_link: Its address, for the licence other.
+        license_name: For the licence other: its name, such as my-license-1.0.
+        license_link: For the licence other: its address.
         dataset: Data that the weights were trained on; its name on the Hub if it is there.
         source: Where the weights come from.
-        description: Words for the model card.
+        description: Text for the model card.
         dry_run: Change nothing on the Hub.
-        private: Make a new repository private, and refuse one that is public already.
+        private: Make a new repository private, and refuse an existing public one.
         branch: Branch to commit to.
-        message: Commit message; "Add" and the name of the network where not given.
-        token: As for `huggingface_hub`; the one of `hf auth login` or `HF_TOKEN` where not given.
+        message: Commit message; "Add" and the name of the network if not given.
+        token: As for `huggingface_hub`; the one of `hf auth login` or `HF_TOKEN` if not given.
 
     Returns:
         The plan: `endpoint`, `account`, `repo_id`, `exists`, `private`, `branch` and its `parent` commit; `files`, by
         name the `size`, the `sha256` and whether it is `new`, `changed` or the `same`; `delete`, the pickles; `card`,
-        the card's path where it was written now, or None. After a push `revision` and `sha256` are what `load` wants;
-        before, `revision` is None.
+        the card's path if it was written now, or None. After a push `revision` and `sha256` are the arguments for
+        `load`; before, `revision` is None.
 
     Raises:
-        ValueError: For a repository that is no `owner/name`, and a folder without a card where no licence is given.
+        ValueError: For a repository that is not `owner/name`, and for a folder without a card if no licence is given.
         HubError: If the Hub cannot be reached, does not allow it, or has changed meanwhile.
         Refused: For what `check` refuses, a card without its licence or with others than the words given, a public
             repository that was meant to be private, or weights that arrived as others.
@@ -236,7 +236,7 @@ def _pinned(
     if not timm.is_model(model):
         raise ValueError(f"model={model!r} is neither a repository, owner/name, nor {unknown(model)}")
     if revision or sha256:
-        raise ValueError(f"revision={revision!r}: {model} brings its own; give a repository, 'owner/name'")
+        raise ValueError(f"revision={revision!r}: {model} has its own; give a repository, 'owner/name'")
     cfg: Any = timm.get_pretrained_cfg(model)
     found = pins(cfg.architecture, cfg.tag)
     if found is None:

@@ -39,19 +39,19 @@ def read(place: Place, **options: Any) -> tuple[dict[str, Tensor], dict[str, Any
 
 
 def weights(pattern: str = "*") -> list[dict[str, Any]]:
-    """List the files that pretrained=True loads, one a tag.
+    """List the files that pretrained=True loads, one for each tag.
 
-    The links were recorded from what authors publish; the files themselves were not had when this was written.
+    The links were recorded from the authors' pages; the files themselves were not available then.
 
     Args:
-        pattern: Names, or names with tags, as recnext_* or *.in1k_384; all where not given.
+        pattern: Names, or names with tags, such as recnext_* or *.in1k_384; all if not given.
 
     Returns:
         For each tag its `name` (with the tag), `place` (`hub`, `address` or `drive`), `source`, `file`, `license`,
         `top1` (what is claimed for this file, percent, or None), `bytes`, and `pinned`: whether its digest is known.
 
     Raises:
-        ValueError: For a pattern that fits no tag.
+        ValueError: For a pattern that matches no tag.
     """
     rows = []
     for variant, place in sorted(places().items()):
@@ -72,12 +72,12 @@ def weights(pattern: str = "*") -> list[dict[str, Any]]:
             }
         )
     if not rows:
-        raise ValueError(f"pattern={pattern!r} fits no tag with weights{did_you_mean(pattern, _spellings())}")
+        raise ValueError(f"pattern={pattern!r} matches no tag with weights{did_you_mean(pattern, _spellings())}")
     return rows
 
 
 def pin(names: Sequence[str], *, write: bool = False) -> list[dict[str, Any]]:
-    """Download files of weights, try them in their networks, and tell the commit and digest to pin.
+    """Download files of weights, try them in their networks, and return the commits and digests to pin.
 
     Args:
         names: Names, or names with tags, of files that weights lists.

@@ -125,25 +125,25 @@ def draw_file(
     trust: bool = False,
     overwrite: bool = False,
 ) -> dict[str, tuple[int, ...]]:
-    """Draw an image, its likeliest classes and what layers of a model attend to over it.
+    """Draw an image, its likeliest classes, and what layers of a model attend to in it.
 
     Args:
-        model: Folder that train left, or a registered name, whose weights are random unless others are asked for.
+        model: Folder that train left, or a registered name, with random weights unless others are asked for.
         image: Image file.
-        output: File to write; its ending is a format that matplotlib writes, as .png, .jpg, .pdf or .svg.
-        pretrained: Give a name the weights that it stands for; they may be downloaded.
-        checkpoint: Give a name the weights in this file, the authors' or ours.
-        img_size: Side of the square input, or its height and width, in pixels; the model's own where not given.
-        all_layers: Draw every layer, not only those on which a person sees most.
-        trust: Load a folder as it stands, without the check of what it holds.
-        overwrite: Replace an output file that exists.
+        output: File to write, in a format that matplotlib writes, such as .png, .jpg, .pdf or .svg.
+        pretrained: Use the published weights of the name, which may be downloaded.
+        checkpoint: Use the weights in this file, the authors' or ours, for the name.
+        img_size: Side of the square input, or its height and width, in pixels; the model's own if not given.
+        all_layers: Draw every layer, not only the most telling ones.
+        trust: Load a folder without checking its contents.
+        overwrite: Replace an existing output file.
 
     Returns:
         The shape of each layer's map, by name.
 
     Raises:
         ValueError: For arguments that cannot work, an image that cannot be read, or a model without attention.
-        FileNotFoundError: For a path that is not there.
+        FileNotFoundError: For a path that does not exist.
         ModuleNotFoundError: Without the extra `viz`.
     """
     given = plain(dict(locals()))

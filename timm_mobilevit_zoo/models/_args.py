@@ -26,7 +26,7 @@ def check_args(args: Mapping[str, Any], levels: Sequence[str] = (), *, last_thre
         if name in args and not (isinstance(args[name], int) and args[name] >= least):
             raise ValueError(f"{name}={args[name]} must be at least {least}, a whole number")
     if "global_pool" in args and args["global_pool"] not in POOLS:
-        raise ValueError(f"global_pool={args['global_pool']!r} is none of {', '.join(map(repr, POOLS))}")
+        raise ValueError(f"global_pool={args['global_pool']!r} is not one of {', '.join(map(repr, POOLS))}")
     if args.get("output_stride") not in (None, *OUTPUT_STRIDES):
         raise ValueError(f"output_stride={args['output_stride']} must be one of {', '.join(map(str, OUTPUT_STRIDES))}")
     for name in args:

@@ -1,8 +1,8 @@
-"""CAS-ViT: self-attention by addition, without a product of matrices and without softmax.
+"""CAS-ViT: self-attention by addition, without matrix products and without softmax.
 
-The token mixer gives query and key their context by gates, first over space, then over channels, adds the two, and a
-convolution of the sum weighs the values. Its cost is linear in the number of positions. A block is three residuals: a
-convolution, which sees each position's neighbours, the token mixer, and an MLP.
+The token mixer gives query and key their context through gates, first over space, then over channels, and adds the two;
+a convolution of the sum weights the values. Its cost is linear in the number of positions. A block has three residual
+branches: a convolution over each position's neighbours, the token mixer, and an MLP.
 
 Paper: CAS-ViT: Convolutional Additive Self-attention Vision Transformers for Efficient Mobile Applications (2024),
     https://arxiv.org/abs/2408.03703

@@ -114,7 +114,7 @@ def read_told(file: str | Path, *, ema: bool | None = False) -> tuple[dict[str, 
     tensors = _bare({key: value for key, value in tensors.items() if key not in COUNTERS})
     for key, value in tensors.items():
         if value.layout != torch.strided or value.is_quantized or value.is_meta or value.is_nested:
-            raise ValueError(f"{told} does not fit any model: {printable(key[:200])} is no plain tensor with values")
+            raise ValueError(f"{told} does not fit any model: {printable(key[:200])} is not a plain tensor with values")
     needed = sum(value.numel() * value.element_size() for value in tensors.values())
     if needed > 4 * size + (16 << 20):  # tied weights count twice; a number that is repeated for ever counts as often
         raise ValueError(f"{told} does not fit any model: its {size:,} bytes mean tensors of {needed:,}")
@@ -138,7 +138,9 @@ def _facts(found: Any, told: str) -> dict[str, Any]:
             values: Any = stats.get(key)
             fits = isinstance(values, (list, tuple)) and len(values) in (1, 3)
             if not fits or not all(isinstance(value, float) and 0 <= value <= 1 for value in values):
-                raise ValueError(f"{told}: rgb_stats has {key}={printable(str(values)[:80])}, which are no shares of 1")
+                raise ValueError(
+                    f"{told}: rgb_stats has {key}={printable(str(values)[:80])}, which are not shares of 1"
+                )
             facts[key] = tuple(values)
     return facts
 

@@ -1,9 +1,9 @@
 """CloFormer: a convolution in the style of attention, beside attention over a pooled map.
 
-AttnConv, the local branch, aggregates with weights that every position shares (a depthwise convolution of queries, keys
+AttnConv, the local branch, aggregates with weights that all positions share (a depthwise convolution of queries, keys
 and values) and then re-weights each position by its context (a gate computed from q * k). The pooled branch lets every
-position attend to an average-pooled map. Both branches work on disjoint heads of one layer. The paper's picture of a
-stage is Clo blocks and ConvFFNs, and a strided ConvFFN connects two stages.
+position attend to an average-pooled map. The two branches work on disjoint heads of one layer. A stage consists of Clo
+blocks and ConvFFNs, and a strided ConvFFN connects two stages.
 
 Paper: Rethinking Local Perception in Lightweight Vision Transformer (2023), https://arxiv.org/abs/2303.17803
 Code: https://github.com/qhfan/CloFormer, commit 9181f69 (MIT)

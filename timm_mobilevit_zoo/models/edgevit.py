@@ -1,8 +1,8 @@
-"""EdgeViT: few cells, each told by convolutions what lies around it, attend to each other and tell it to the rest.
+"""EdgeViT: a few cells collect what lies around them, attend to each other, and pass the result on to the rest.
 
 A local-global-local block first aggregates each cell's neighbourhood with a depthwise convolution. Then one cell of
-each window attends to those of all others. What it found, a transposed convolution as wide as a window propagates to
-the window's other cells. In the last stage, where the map is small, every cell attends, and the rest is left out.
+each window attends to those of all others. A transposed convolution as wide as a window propagates the result to the
+window's other cells. In the last stage, where the map is small, every cell attends, and the other steps are left out.
 
 Paper: EdgeViTs: Competing Light-weight CNNs on Mobile Devices with Vision Transformers (2022),
     https://arxiv.org/abs/2205.03436

@@ -1,8 +1,8 @@
-"""EfficientMod: a modulation and an MLP in one. What a convolution sees around a cell scales the MLP's hidden layer.
+"""EfficientMod: modulation and MLP in one. What a convolution sees around a cell scales the MLP's hidden layer.
 
-So a block mixes channels and neighbours, and weighs them by the image as attention does, at a convolution's price.
-Blocks as wide as the map take turns with blocks whose hidden layer is wider. The hybrids end their last two stages with
-plain transformer blocks, without positions.
+So a block mixes channels and neighbours with weights that depend on the image, like attention, at the price of a
+convolution. Blocks as wide as the map alternate with blocks whose hidden layer is wider. The hybrids end their last two
+stages with plain transformer blocks, without position embeddings.
 
 Paper: Efficient Modulation for Vision Networks (ICLR 2024), https://arxiv.org/abs/2403.19963
 Code: https://github.com/ma-xu/EfficientMod, commit ec04df6 (Apache-2.0)

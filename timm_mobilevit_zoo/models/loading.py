@@ -149,7 +149,7 @@ def label_list(names: Any, num_classes: int) -> list[str]:
         return _by_index(names, num_classes)
     names = names.tolist() if hasattr(names, "tolist") else names
     if not isinstance(names, (list, tuple)):
-        raise ValueError(f"label_names is no list and no mapping, but a {type(names).__name__}")
+        raise ValueError(f"label_names must be a list or a mapping, not a {type(names).__name__}")
     if len(names) != num_classes:
         raise ValueError(f"label_names has {len(names)} entries, num_classes is {num_classes}")
     return [str(name) if isinstance(name, str) else name for name in names]

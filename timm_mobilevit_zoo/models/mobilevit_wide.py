@@ -1,10 +1,10 @@
 """MobileViT as the tutorials have it: wide attention in a small convolutional network.
 
-A MobileViT block looks at a map twice: convolutions see each position's neighbours, and a transformer lets all those
-positions attend to each other that lie at the same place of their patch. Since a convolution has mixed each patch
-before, a position indirectly sees the whole map. Between the blocks, inverted residuals halve the map.
+A MobileViT block looks at a map twice: convolutions see each position's neighbours, and a transformer lets positions
+attend to each other if they lie at the same place in their patches. Since a convolution has mixed each patch before, a
+position indirectly sees the whole map. Between the blocks, inverted residuals halve the map.
 
-The attention has 8 heads of 64 channels however wide the tokens are, hence the name: most parameters sit there.
+The attention has 8 heads of 64 channels however wide the tokens are, hence the name. Most parameters are there.
 
 Paper: MobileViT: Light-weight, General-purpose, and Mobile-friendly Vision Transformer (2021),
     https://arxiv.org/abs/2110.02178

@@ -1,9 +1,9 @@
 """MobileViTv3: local and global features of a MobileViT block fused cell by cell, and its input added.
 
-MobileViT's block fuses its input with what the transformer found, by a 3x3 convolution. Here the transformer's result
-meets the local features that it was made from, in a 1x1 convolution that looks at one cell at a time, and the input
-comes back as a shortcut. The local 3x3 convolution is depthwise; what this saves goes into width. One kind is on
-MobileViT's network, with softmax attention, the other on MobileViTv2's, with separable attention.
+MobileViT's block fuses its input with the transformer's result by a 3x3 convolution. Here a 1x1 convolution, cell by
+cell, fuses that result with the local features that it was computed from, and the input is added as a shortcut. The
+local 3x3 convolution is depthwise; what this saves goes into width. One kind changes MobileViT's network, with softmax
+attention, the other MobileViTv2's, with separable attention.
 
 Paper: MobileViTv3: Mobile-Friendly Vision Transformer with Simple and Effective Fusion of Local, Global and Input
     Features (2022), https://arxiv.org/abs/2209.15159

@@ -1,8 +1,8 @@
-"""MogaNet: convolutions that look near, farther and far, and gates that let through what each place needs of them.
+"""MogaNet: convolutions of short, medium and long range, and gates that select from them at each position.
 
-A block takes the map apart twice. Over space, what a channel has beyond its mean is weighed anew; depthwise
-convolutions of three reaches, each for a part of the channels, then make values, and a gate multiplies them. Over
-channels, in the MLP's hidden layer, what a channel has beyond one map for all channels is weighed anew.
+A block decomposes the map twice. Over space, each channel's deviation from its mean is rescaled; depthwise convolutions
+of three ranges, each for a part of the channels, then make the values, and a gate multiplies them. Over channels, in
+the MLP's hidden layer, each channel's deviation from a map common to all channels is rescaled.
 
 Paper: MogaNet: Multi-order Gated Aggregation Network (ICLR 2024), https://arxiv.org/abs/2211.03295
 Code: https://github.com/Westlake-AI/MogaNet, commit 386b548 (Apache-2.0)

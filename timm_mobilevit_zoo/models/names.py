@@ -38,7 +38,7 @@ def own_name(name: str) -> str:
     """Return the name under which this package's model is registered where timm may have one of the same name.
 
     It is `name` with the prefix `zoo_` or without it, whichever is registered: weights may come from where another timm
-    is installed. A name that is none of this package's is returned as it is.
+    is installed. A name that is not one of this package's is returned as it is.
     """
     bare = name.removeprefix(PREFIX)
     return next((ours for ours in (bare, PREFIX + bare) if _is_ours(ours)), name)

@@ -88,8 +88,8 @@ def read_configs(folder: Path) -> dict[tuple[str, str], HubConfig]:
     """Return the hub configs in a folder by the architecture and tag in them, whatever the files are called.
 
     Raises:
-        ValueError: For a file that is no JSON object, or a section `hub` that is neither all null nor whole: by file,
-            entry, value and what would be right.
+        ValueError: For a file that is not a JSON object, or a section `hub` that is neither all null nor whole: names
+            file, entry, value and what would be right.
     """
     configs: dict[tuple[str, str], HubConfig] = {}
     for path in sorted(folder.glob("*.json")):
@@ -97,9 +97,9 @@ def read_configs(folder: Path) -> dict[tuple[str, str], HubConfig]:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where} is no JSON: {error}") from None
+            raise ValueError(f"{where} is not JSON: {error}") from None
         if not isinstance(content, dict):
-            raise ValueError(f"{where} is no JSON object")
+            raise ValueError(f"{where} is not a JSON object")
         key = (str(content.get("architecture")), str(content.get("tag") or ""))
         config = HubConfig(content, _pins(content, where))
         _check_file(content.get("file"), where)

@@ -1,9 +1,9 @@
 """RecNeXt: a large kernel as a recursion of small ones, on maps that are halved again and again.
 
-In the M series one strided 5x5 convolution, the same at every level, halves a map up to four times. From the coarsest
-on, each level is convolved, enlarged and added to the next finer one. The A series halves once, and linear attention
-works on the halved map. T, S and B mix a quarter of the channels, on maps half as fine, behind a 3x3 convolution that
-trains with three branches.
+In the M series one strided 5x5 convolution, the same at every level, halves a map up to four times. Starting from the
+coarsest, each level is convolved, enlarged and added to the next finer one. The A series halves the map once and
+applies linear attention to it. T, S and B mix a quarter of the channels, on maps half as fine, after a 3x3 convolution
+that is trained with three branches.
 
 Paper: RecConv: Efficient Recursive Convolutions for Multi-Frequency Representations (2024),
     https://arxiv.org/abs/2412.19628

@@ -1,9 +1,9 @@
-"""RepNeXt: kernels of several sizes, each for a part of the channels, and each trained as several shapes summed.
+"""RepNeXt: kernels of several sizes, each for a part of the channels, and each trained as a sum of several shapes.
 
-A mixer cuts the channels into four parts: one stays, a 3x3 kernel sees the second, a 7x7 the third, and a row of 11
-behind a column of 11 the last. Between two stages a copy of the map goes through either of the first two. While it
-trains, such a kernel is a sum of several: smaller ones, rows, columns, rows followed by columns, and four cells apart.
-All begin and end at the same cells, so they are one kernel afterwards.
+A mixer splits the channels into four parts: one is passed on as it is, a 3x3 kernel processes the second, a 7x7 the
+third, and a row of 11 followed by a column of 11 the last. Between two stages a copy of the map goes through each of
+the first two. During training such a kernel is a sum of several: smaller ones, rows, columns, rows followed by columns,
+and four cells apart. Afterwards the sum is merged into one kernel.
 
 Paper: RepNeXt: A Fast Multi-Scale CNN using Structural Reparameterization (2024), https://arxiv.org/abs/2406.16004
 Code: https://github.com/suous/RepNeXt, commit f515377 (Apache-2.0).

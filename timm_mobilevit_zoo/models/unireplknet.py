@@ -1,8 +1,8 @@
-"""UniRepLKNet: a few kernels of side 13 see far, and what they saw is mixed by a gate and an MLP.
+"""UniRepLKNet: a few 13x13 kernels give a wide view, and a gate and an MLP mix the result.
 
-Each large kernel trains beside small ones whose cells lie further and further apart (the dilated reparam block, sec.
-3.1): together they are one kernel of side 13 afterwards. Behind it a squeeze-excite block weighs the channels, and the
-MLP's hidden layer has a global response norm. The first stage has kernels of side 3.
+Each large kernel is trained in parallel with small ones of increasing dilation (the dilated reparam block, sec. 3.1);
+afterwards they are merged into one 13x13 kernel. Then a squeeze-excite block weights the channels, and the MLP's hidden
+layer has a global response norm. The first stage has 3x3 kernels.
 
 Paper: UniRepLKNet: A Universal Perception Large-Kernel ConvNet for Audio, Video, Point Cloud, Time-Series and Image
     Recognition (2023), https://arxiv.org/abs/2311.15599

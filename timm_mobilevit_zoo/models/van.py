@@ -1,7 +1,7 @@
-"""VAN: attention by a large kernel. What a place sees of the 23 x 23 cells around it scales what it holds, by channel.
+"""VAN: attention by a large kernel. What a cell sees of the 23 x 23 around it scales its value in each channel.
 
-The kernel is put together, for the paper's of 21 x 21, from a depthwise 5x5 convolution, a depthwise 7x7 one with gaps
-of two cells, and a 1x1 one. A block is that, between 1x1 convolutions, and an MLP with a depthwise one inside.
+The kernel, of 21 x 21 according to the paper, is composed of a depthwise 5x5 convolution, a depthwise 7x7 one with gaps
+of two cells, and a 1x1 one. A block is this kernel between 1x1 convolutions, and an MLP with a depthwise one inside.
 
 Paper: Visual Attention Network (2022), https://arxiv.org/abs/2202.09741
 Code: https://github.com/Visual-Attention-Network/VAN-Classification, commit e19779b (Apache-2.0)

@@ -53,7 +53,7 @@ def read(path: Path) -> dict[str, bytes]:
             member = archive.getmember(f"package/dist/{name}")
             content = archive.extractfile(member) if member.isreg() else None
             if content is None:
-                raise ValueError(f"{told} has {member.name} as something else than a file")
+                raise ValueError(f"{told} has {member.name}, which is not a file")
             parts[name] = content.read()
     return parts
 

@@ -45,17 +45,17 @@ def page(
     pretrained: bool = True,
     trust: bool = False,
 ) -> dict[str, Any]:
-    """Write a static page that runs models in a browser: on photos and the camera, with attention maps, and timed.
+    """Write a static page that runs models in a browser, on photos and the camera, with attention maps and timing.
 
     Args:
         models: Folders that train left, or names that timm creates with weights.
         output: Folder to write; it must be new or empty.
-        runtime: ONNX Runtime Web: the file that `npm pack` left, or an unpacked folder.
+        runtime: ONNX Runtime Web: the file from `npm pack`, or an unpacked folder.
         fetch_runtime: Get ONNX Runtime Web with `npm pack`, about 32 MB.
-        images: Folder of images to compare the written models on too, beside random ones.
-        on_broken: Stop, or leave out, if one of these images is broken.
-        pretrained: Give names their published weights; random ones, where this is off, are enough to measure speed.
-        trust: Load folders as they stand, without the check of what they hold.
+        images: Folder of images to compare the written models on, beside random ones.
+        on_broken: Stop at broken ones of these images, or skip them.
+        pretrained: Give names their published weights; to measure speed, random ones are enough.
+        trust: Load folders without checking their contents.
 
     Returns:
         What the page reads first: `models`, each with its `name`, `file`, `bytes`, `manifest`, `maps` (None without

@@ -150,7 +150,7 @@ def folder_data(options: dict[str, Any], accelerator: Any) -> tuple[Any, Any, li
         val_classes, alone = _hold_out(train_classes, options)
         if alone and main:
             names = printable(_some(alone))
-            sys.stderr.write(f"one image alone is no validation: each stays in training, of class {names}\n")
+            sys.stderr.write(f"classes with one image keep it for training, without validation: {names}\n")
     empty = [name for name, paths in train_classes.items() if not paths]
     if empty:
         raise ValueError(f"data={str(root)!r} has classes left without an image that can be read: {', '.join(empty)}")
@@ -235,7 +235,7 @@ def _find_broken(paths: list[Path], mode: str, options: dict[str, Any], accelera
     broken = {path: fault for path, fault in zip(paths, faults, strict=True) if fault}
     if broken and options["on_broken"] == "stop":
         listed = "\n  ".join(list(broken.values())[:20])
-        raise ValueError(f"{len(broken)} image(s) are broken; mend them, or choose `on_broken='skip'`\n  {listed}")
+        raise ValueError(f"{len(broken)} image(s) are broken; repair them, or choose `on_broken='skip'`\n  {listed}")
     if accelerator.is_main_process:
         for fault in broken.values():
             sys.stderr.write(f"skipped: {printable(fault)}\n")

@@ -118,7 +118,7 @@ def _take(out: Path, resume: bool, held: ExitStack) -> None:
         out.mkdir(parents=True, exist_ok=True)
         held.enter_context(holding(out))
     except BlockingIOError as error:
-        raise ValueError(f"{told} is the folder of a run that goes on: {error.strerror}; choose another") from error
+        raise ValueError(f"{told} is the folder of a run in progress: {error.strerror}; choose another") from error
     except OSError as error:
         raise ValueError(f"{told} cannot be written to: {error}") from error
     # Whatever is half-written here was left by a run that was killed: one that lives would hold the folder.
@@ -276,7 +276,7 @@ def _write_state(path: Path, state: dict[str, Any]) -> None:
 def _read_state(path: Path) -> dict[str, Any]:
     data = path.read_bytes()
     if hashlib.sha256(data[:-DIGEST]).hexdigest().encode() != data[-DIGEST:]:
-        raise ValueError(f"{str(path)!r} is damaged, or no checkpoint of a run: its digest is not its own")
+        raise ValueError(f"{str(path)!r} is damaged, or not a checkpoint of a run: its digest is not its own")
     state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     return state
 

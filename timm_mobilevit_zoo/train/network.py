@@ -46,7 +46,7 @@ def check_names(options: dict[str, Any]) -> None:
             raise ValueError(f"model={name!r} has no published weights; train it without `pretrained`")
     if options["opt"].lower().removeprefix("lookahead_") not in list_optimizers():
         meant = did_you_mean(options["opt"], map(str, list_optimizers()))
-        raise ValueError(f"opt={options['opt']!r} is none of timm's optimisers{meant}")
+        raise ValueError(f"opt={options['opt']!r} is not one of timm's optimisers{meant}")
     if options["sched"] not in SCHEDULES:
         meant = did_you_mean(options["sched"], SCHEDULES)
         raise ValueError(f"sched={options['sched']!r} must be one of {', '.join(SCHEDULES)}{meant}")
@@ -117,7 +117,7 @@ def create_task(student: Any, criterion: nn.Module, labels: list[str], options: 
         raise ValueError(f"teacher={name!r} knows {teacher.num_classes} classes, the data has {student.num_classes}")
     taught = labels_of(teacher) or labels
     if taught != labels:
-        raise ValueError(f"teacher={name!r} knows other classes, or in another order: {taught}, not {labels}")
+        raise ValueError(f"teacher={name!r} has other classes, or another order: {taught}, not {labels}")
     side, taught_side = (m.pretrained_cfg["input_size"][1:] for m in (student, teacher))
     if teacher.pretrained_cfg.get("fixed_input_size") and tuple(side) != tuple(taught_side):
         raise ValueError(

@@ -19,9 +19,9 @@ def predict(model: Any, images: Sequence[str], *, top: int = 5, batch_size: int 
     """Return the likeliest classes of each image.
 
     Args:
-        model: What `load` returned. It is run in evaluation mode, and left in the mode that it is in.
+        model: What `load` returned. It is run in evaluation mode; its own mode does not change.
         images: Image files.
-        top: How many classes, at most.
+        top: Number of classes to return for each image, at most.
         batch_size: Images at a time.
 
     Returns:

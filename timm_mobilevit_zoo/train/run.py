@@ -94,43 +94,43 @@ def train(
     seed: int = 42,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Train a model on a folder of images, or on a data set that timm names, and leave a folder that timm loads.
+    """Train a model on a folder of images, or on one of timm's data sets, and write a folder that timm loads.
 
     Args:
-        data: Image folder: one folder a class, or such folders under train and val; with a named data set, its root.
+        data: Folder with one folder of images per class, or such folders under train and val; or a data set's root.
         model: Registered name, or local-dir:FOLDER or hf-hub:REPOSITORY.
-        output: Folder of the run, new or empty unless the run is resumed; runs/MODEL where not given.
+        output: Folder of the run, new or empty unless the run is resumed; runs/MODEL if not given.
         dataset: Name for timm's create_dataset, such as torch/cifar10, hfds/NAME, wds/NAME; empty for an image folder.
-        train_split: Split to train on, of a named data set.
-        val_split: Split to validate on, of a named data set.
+        train_split: Split of a named data set to train on.
+        val_split: Split of a named data set to validate on.
         dataset_download: Let a named data set download itself.
-        num_classes: Number of classes, for a named data set that does not say.
-        val_fraction: Share of each class held out where the folder has no validation split; 0 for no validation.
-        on_broken: Read all images of a folder first, and stop at broken ones or skip them; or trust them all unread.
+        num_classes: Number of classes, for a named data set that does not state it.
+        val_fraction: Share of each class held out if the folder has no validation split; 0 for no validation.
+        on_broken: First read all images of a folder, and stop at broken ones or skip them; or trust them unread.
         workers: Processes that load images.
-        img_size: Side of the square input, or its height and width, in pixels; the model's own where not given.
+        img_size: Side of the square input, or its height and width, in pixels; the model's own if not given.
         in_chans: Image channels: 1 (grey) or 3.
-        crop_pct: Share of a validation image's side that is kept; the model's own where not given.
-        pretrained: Start from the weights that the name stands for; they may be downloaded.
-        checkpoint: Start from this weights file, the authors' or ours; a head of as many classes is kept.
-        trust: Load a folder, the model's or the teacher's, as it stands, without the check of what it holds.
-        drop_rate: Dropout before the classifier; the model's own where not given.
-        drop_path_rate: Stochastic depth; the model's own where not given.
+        crop_pct: Share of a validation image's side that is kept; the model's own if not given.
+        pretrained: Start from the published weights of the name, which may be downloaded.
+        checkpoint: Start from this file of weights, the authors' or ours; its head is kept if the class count matches.
+        trust: Load the folder of the model or the teacher without checking its contents.
+        drop_rate: Dropout before the classifier; the model's own if not given.
+        drop_path_rate: Stochastic depth; the model's own if not given.
         grad_checkpointing: Recompute activations in the backward pass, to save memory.
-        channels_last: Keep the model and the images in channels-last layout, the faster one for these networks.
+        channels_last: Use the channels-last memory layout, which is faster for these networks.
         epochs: Passes over the training images.
         batch_size: Images in one step of one process.
         grad_accum_steps: Steps whose gradients are summed before an update.
-        opt: timm's name of the optimiser.
-        lr: Highest learning rate, as given: no scaling by batch size.
+        opt: timm's name for the optimiser.
+        lr: Highest learning rate; it is not scaled by the batch size.
         weight_decay: Weight decay, on weights but not on biases and norms.
-        layer_decay: Factor of the learning rate from one layer group to the one before; none where not given.
-        clip_grad: Largest norm of the gradient; no limit where not given.
-        sched: timm's name of the schedule, stepped at every update; none keeps the rate after the warm-up.
-        warmup_epochs: Epochs of linear warm-up; half of all where there are no more than these.
+        layer_decay: Factor of the learning rate from one layer group to the one before; none if not given.
+        clip_grad: Largest norm of the gradient; no limit if not given.
+        sched: timm's name for the schedule, stepped at every update; none keeps the rate after the warm-up.
+        warmup_epochs: Epochs of linear warm-up; half of all epochs if there are no more than this.
         warmup_lr: Learning rate that warm-up begins with.
         min_lr: Learning rate that the schedule ends with.
-        augment: Augment the training images, as the next options say.
+        augment: Augment the training images, as set by the options that follow.
         scale: Smallest and largest share of the image's area that a random crop keeps.
         ratio: Smallest and largest aspect ratio of a random crop.
         hflip: Probability of a horizontal flip.
@@ -142,25 +142,25 @@ def train(
         cutmix: Alpha of cutmix; 0 for none.
         smoothing: Label smoothing.
         ema: Average the weights over updates, validate and save the average.
-        ema_decay: Decay of that average at each update; it warms up.
+        ema_decay: Decay of this average at each update; it warms up.
         teacher: Registered name (its pretrained weights may be downloaded) or folder of a trained model to learn from.
         distill: What the student matches: the teacher's logits, by a second classifier, or its pooled features.
         temperature: Temperature of the soft labels.
         alpha: Weight of the teacher's loss; the labels' loss has 1 - alpha.
         mixed_precision: Type of the arithmetic, as Accelerate names it.
-        cpu: Stay on the CPU where there is an accelerator.
+        cpu: Stay on the CPU even if there is an accelerator.
         seed: Seed of weights, order and augmentation.
-        resume: Continue the run in the output folder, with the same arguments; one without a whole epoch starts anew.
+        resume: Continue the run in the output folder, with the same arguments; without a complete epoch it starts anew.
             With sched constant, multistep, none or step it may have more epochs than before.
 
     Returns:
         The run's folder (`output`) and its best epoch's `epoch`, `val_loss`, `val_top1` and `val_top5` (percent): the
-        epoch of the highest `val_top1`, the earliest of several. Without validation these are None, of the last epoch.
+        earliest with the highest `val_top1`. Without validation it is the last epoch, and these are None.
 
     Raises:
         ValueError: For arguments or data that cannot work, and for a folder that another run holds, before training; or
-            for a loss, an output or a weight that is not finite, which leaves the folder as the epoch before left it.
-        FileNotFoundError: For a path that is not there.
+            for a loss, output or weight that is not finite; the folder then stays as the previous epoch left it.
+        FileNotFoundError: For a path that does not exist.
         ModuleNotFoundError: Without the extra `train`.
     """
     options = plain(dict(locals()))
