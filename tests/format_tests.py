@@ -29,8 +29,24 @@ def _expected(name):
 def test_every_family(name, tmp_path):
     path = tmp_path / f"file{ABOUT.suffix}"
     size = {} if name in FIXED else {"size": (64, 96)}
-    found = getattr(export, f"to_{FORMAT}")(seed_weights(create(name)), str(path), **size)
+    found = getattr(export, f"to_{FORMAT}")(seed_weights(create(name)), str(path), precision="fp32", **size)
     written = {path, path.with_name(f"{path.name}.json"), *map(path.with_suffix, ABOUT.beside)}
     assert set(tmp_path.iterdir()) == written
     assert found["input"]["shape"][2:] == [64, 96] or name in FIXED
     assert ABOUT.run is None or found["checks"]["random"]["error"] < 1e-4
+
+
+@pytest.mark.skipif(not ABOUT.fp16, reason="the format has no files in 16 bits")
+def test_16_bits(tmp_path):
+    network, write = seed_weights(create("cloformer_xxs")), getattr(export, f"to_{FORMAT}")
+    found = {
+        precision: write(network, str(tmp_path / f"{precision}{ABOUT.suffix}"), size=(64, 96), precision=precision)
+        for precision in ("fp32", "fp16")
+    }
+    whole, half = (sum(file["bytes"] for file in one["files"].values()) for one in found.values())
+    assert whole > 1.7 * half
+    assert ABOUT.run is None or 1e-4 < found["fp16"]["checks"]["random"]["error"] < 0.03
+    if FORMAT == "coreml":
+        assert found["fp16"]["mlprogram"]["casts"] == 2
+        assert found["fp16"]["mlprogram"]["types"].keys() <= {"float16", "int32", "bool", "string"}
+        assert found["fp32"]["mlprogram"]["casts"] == 0

@@ -50,7 +50,7 @@ def attempt(format: str, name: str) -> dict[str, Any]:
 
 def _written(format: str, network: Any, path: Path, dynamic: Sequence[str] = ()) -> tuple[Any, str | None]:
     try:
-        return getattr(export, f"to_{format}")(network, str(path), dynamic=dynamic), None
+        return getattr(export, f"to_{format}")(network, str(path), dynamic=dynamic, precision="fp32"), None
     except Exception as error:  # each converter has errors of its own
         text = " ".join(str(error).split())[:400]
         return None, text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"

@@ -59,6 +59,7 @@ def _run(path: Path, threads: int = 0) -> Run:
     library = require("onnxruntime", "onnx")
     options = library.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3  # it warns of each 16-bit operator that it computes in 32 bits
     options.add_session_config_entry("session.force_spinning_stop", "1")  # or its threads take the next one's cores
     session = library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {INPUT: images})[0]

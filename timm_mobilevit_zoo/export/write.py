@@ -90,12 +90,14 @@ def to_onnx(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
         The manifest: `format`, `precision`, `files` with bytes and sha256, `architecture`, `weights_sha256`, `input`
         (name, shape with None for what may differ, layout; colours, number to divide by, mean and std, in the order in
         which they prepare a photo), `output` (logits, and how probabilities follow), `labels`, `checks` (for `random`
-        and `real` images how many, the largest `error` in standard deviations of the logits and the root mean square, `rms`, of
-        all, and the share that has the same `top1`), `versions`; of executorch also `xnnpack`, the `regions` that it
-        takes and the operators `left` out of them.
-        With fp16 also that: `layers`, those whose values, or sums on the way to them, are largest on the images that
-        were compared, as a part of the largest number in 16 bits, which is 65,504; `error`, what rounding each step's
-        result to 16 bits makes of the logits, as `checks` tell it; and `float32`, what stays in 32 bits, and why.
+        and `real` images how many, the largest `error` in standard deviations of the logits and the root mean square,
+        `rms`, of all, and the share that has the same `top1`), `versions`; of executorch also `xnnpack`, the `regions`
+        that it takes and the operators `left` out of them; of coreml `mlprogram`, how many results are of each of its
+        `types`, and its `casts`.
+        With fp16 also that: `layers`, those with the largest values (or sums of a row), as a share of 65,504, the
+        largest number in 16 bits; the `error` of the logits where the result of every step is rounded to 16 bits;
+        `norms`, those that compute on values made smaller by a `factor`; for onnx `float32`, the operators that stay
+        in 32 bits.
         With int8 also that: how many `images` it was calibrated on; `layers`, those in 8 bits, each with the `error` of
         its output on some of them (root mean square, as a part of float's), largest first; which operators are `float`,
         with how many of each, and `why_float`; `float_weights_bytes`, what weights take that are not quantised. The
