@@ -7,7 +7,7 @@ every family, and ExecuTorch of two.
 import os
 
 import pytest
-from zoo import FIRST, FIXED, create
+from zoo import FIRST, FIXED, create, write_blots
 
 from timm_mobilevit_zoo import export
 from timm_mobilevit_zoo.export import formats
@@ -37,7 +37,7 @@ def test_every_family(name, tmp_path):
 
 
 @pytest.mark.skipif(not ABOUT.fp16, reason="the format has no files in 16 bits")
-def test_16_bits(tmp_path):
+def test_16_and_8_bits(tmp_path):
     network, write = seed_weights(create("cloformer_xxs")), getattr(export, f"to_{FORMAT}")
     found = {
         precision: write(network, str(tmp_path / f"{precision}{ABOUT.suffix}"), size=(64, 96), precision=precision)
@@ -46,6 +46,15 @@ def test_16_bits(tmp_path):
     whole, half = (sum(file["bytes"] for file in one["files"].values()) for one in found.values())
     assert whole > 1.7 * half
     assert ABOUT.run is None or 1e-4 < found["fp16"]["checks"]["random"]["error"] < 0.03
+    if ABOUT.int8:
+        (tmp_path / "photos").mkdir()
+        write_blots(tmp_path / "photos", 4)
+        path = tmp_path / f"int8{ABOUT.suffix}"
+        made = write(network, str(path), size=(64, 96), precision="int8", calibration=str(tmp_path / "photos"))
+        assert 1e-4 < made["checks"]["calibration"]["rms"] < 0.1, "float would be nearer"
+        assert len(made["int8"]["layers"]) > 60
+        assert all(0 <= layer["error"] < 0.5 for layer in made["int8"]["layers"])
+        assert sum(file["bytes"] for file in made["files"].values()) < 0.4 * whole
     if FORMAT == "coreml":
         assert found["fp16"]["mlprogram"]["casts"] == 2
         assert found["fp16"]["mlprogram"]["types"].keys() <= {"float16", "int32", "bool", "string"}
