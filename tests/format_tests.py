@@ -50,10 +50,12 @@ def test_16_and_8_bits(tmp_path):
         (tmp_path / "photos").mkdir()
         write_blots(tmp_path / "photos", 4)
         path = tmp_path / f"int8{ABOUT.suffix}"
-        made = write(network, str(path), size=(64, 96), precision="int8", calibration=str(tmp_path / "photos"))
-        assert 1e-4 < made["checks"]["calibration"]["rms"] < 0.1, "float would be nearer"
-        assert len(made["int8"]["layers"]) > 60
-        assert all(0 <= layer["error"] < 0.5 for layer in made["int8"]["layers"])
+        given = {"calibration": str(tmp_path / "photos")} if ABOUT.calibrated else {}
+        made = write(network, str(path), size=(64, 96), precision="int8", **given)
+        assert 1e-4 < made["checks"]["calibration" if given else "random"]["rms"] < 0.2, "float would be nearer"
+        if given:
+            assert len(made["int8"]["layers"]) > 60
+            assert all(0 <= layer["error"] < 0.5 for layer in made["int8"]["layers"])
         assert sum(file["bytes"] for file in made["files"].values()) < 0.4 * whole
     if FORMAT == "coreml":
         assert found["fp16"]["mlprogram"]["casts"] == 2

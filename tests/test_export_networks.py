@@ -283,7 +283,7 @@ def test_two_that_write_one_file_are_one_too_many(same, tmp_path):
         export.to_ncnn(network, str(tmp_path / "other.param"))
     export.to_ncnn(network, str(file))
     with pytest.raises(ValueError, match="exists; choose another"):
-        checked.write_checked(network, checked.Task("ncnn", file, None, (), [], [], 1.0, False))
+        checked.write_checked(network, checked.Task("ncnn", file, None, (), [], "fp32", [], 1.0, False))
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 

@@ -107,7 +107,7 @@ PATHS = {
     "timm_mobilevit_zoo.cli": "main",
     "timm_mobilevit_zoo.convert": "convert read_checkpoint",
     "timm_mobilevit_zoo.demo": "DIGITS demo write_digits",
-    "timm_mobilevit_zoo.export": "export to_coreml to_executorch to_litert to_ncnn to_onnx to_openvino",
+    "timm_mobilevit_zoo.export": "export to_coreml to_executorch to_litert to_mnn to_ncnn to_onnx to_openvino",
     "timm_mobilevit_zoo.hub": "HubError Refused check export load pull push",
     "timm_mobilevit_zoo.launch": "run",
     "timm_mobilevit_zoo.maps": "attention_maps draw draw_file rollout",

@@ -27,6 +27,7 @@ RUNTIMES = {
     "ExecuTorch": ("digits.pte", export.to_executorch, "executorch"),
     "LiteRT": ("digits.tflite", export.to_litert, "litert_torch"),
     "ncnn": ("digits.param", export.to_ncnn, "pnnx"),
+    "MNN": ("digits.mnn", export.to_mnn, "MNN"),
 }
 HERE = [title for title, (_, _, module) in RUNTIMES.items() if importlib.util.find_spec(module)]
 

@@ -295,7 +295,7 @@ def _export(verbose: bool, **args: Any) -> int:
         where = top["name"] or "the network"
         _say(f"largest value in 16 bits: {100 * top['share']:.1f}% of what they hold, in {where}")
     if "int8" in found:
-        for layer in found["int8"]["layers"][:5]:
+        for layer in found["int8"].get("layers", ())[:5]:
             _say(f"{layer['name']}: off by {100 * layer['error']:.1f}%")
     if not found["checks"]:
         _say(f"nothing here runs {found['format']}: the file was not compared with eager mode")

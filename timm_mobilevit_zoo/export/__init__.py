@@ -4,6 +4,6 @@ No file is left that was not run: it is compared with eager mode first, on rando
 ML is the exception: it runs on Apple's systems alone, and elsewhere only its structure can be looked at.
 """
 
-from .write import export, to_coreml, to_executorch, to_litert, to_ncnn, to_onnx, to_openvino
+from .write import export, to_coreml, to_executorch, to_litert, to_mnn, to_ncnn, to_onnx, to_openvino
 
-__all__ = ["export", "to_coreml", "to_executorch", "to_litert", "to_ncnn", "to_onnx", "to_openvino"]
+__all__ = ["export", "to_coreml", "to_executorch", "to_litert", "to_mnn", "to_ncnn", "to_onnx", "to_openvino"]

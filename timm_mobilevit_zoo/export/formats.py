@@ -1,6 +1,6 @@
 """The formats that `export` writes, a line each."""
 
-from . import coreml, executorch, litert, ncnn, onnx, openvino
+from . import coreml, executorch, litert, mnn, ncnn, onnx, openvino
 from .format import Format
 
 __all__ = ["FORMATS"]
@@ -12,4 +12,5 @@ FORMATS: dict[str, Format] = {
     "coreml": coreml.FORMAT,
     "litert": litert.FORMAT,
     "ncnn": ncnn.FORMAT,
+    "mnn": mnn.FORMAT,
 }

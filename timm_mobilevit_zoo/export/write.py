@@ -13,13 +13,13 @@ from timm_mobilevit_zoo_cli.checks import plain
 from .checked import write_checked
 from .task import task_of
 
-__all__ = ["export", "to_coreml", "to_executorch", "to_litert", "to_ncnn", "to_onnx", "to_openvino"]
+__all__ = ["export", "to_coreml", "to_executorch", "to_litert", "to_mnn", "to_ncnn", "to_onnx", "to_openvino"]
 
 
 def export(
     model: str,
     *,
-    format: Literal["onnx", "openvino", "executorch", "coreml", "litert", "ncnn"],
+    format: Literal["onnx", "openvino", "executorch", "coreml", "litert", "ncnn", "mnn"],
     output: str,
     size: int | tuple[int, int] | None = None,
     dynamic: Sequence[Literal["batch", "size"]] = (),
@@ -37,8 +37,9 @@ def export(
 
     Args:
         model: Folder that train left, or a name that timm creates with weights.
-        format: Format to write: onnx for ONNX Runtime, openvino, executorch (with XNNPACK), coreml, litert or ncnn.
-        output: File to write, ending in .onnx, .xml, .pte, .mlpackage, .tflite or .param. A manifest is written
+        format: Format to write: onnx for ONNX Runtime, openvino, executorch (with XNNPACK), coreml, litert, ncnn or
+            mnn.
+        output: File to write, ending in .onnx, .xml, .pte, .mlpackage, .tflite, .param or .mnn. A manifest is written
             beside it.
         size: Side of the square input, or its height and width, in pixels; the model's own if not given.
         dynamic: What may vary between calls; if not given, the file takes one image of one size. For onnx and openvino
@@ -143,6 +144,14 @@ def to_litert(network: nn.Module, output: str, **options: Any) -> dict[str, Any]
 def to_ncnn(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
     """Write a network for ncnn, `output` ending in .param and a .bin beside it; see `to_onnx` for the rest."""
     return _to("ncnn", network, output, **options)
+
+
+def to_mnn(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
+    """Write a network for MNN, `output` ending in .mnn; see `to_onnx` for the rest.
+
+    In int8 weights alone are in 8 bits, which needs no images.
+    """
+    return _to("mnn", network, output, **options)
 
 
 def _to(format: str, network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
