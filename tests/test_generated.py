@@ -324,7 +324,7 @@ def test_the_frontier_is_of_what_is_measured_and_claimed():
 
 
 def test_the_pictures_name_every_network():
-    runs = [benchmarks.measured(name, ROOT) for name in ("growth", "cpu_eval")]
+    runs = [benchmarks.measured(name, ROOT) for name in benchmarks.FIGURES["frontier"][1]]
     theirs = json.loads((ROOT / benchmarks.FOLDER / "timm_top1.json").read_text(encoding="utf-8"))["models"]
     for name, told in theirs.items():
         assert timm.get_pretrained_cfg(name).tag == told["tag"], "the weights that the name loads"
@@ -334,7 +334,7 @@ def test_the_pictures_name_every_network():
         assert named == {one.name for one in frontier.points(runs, way, theirs)}
         boxes = [text.get_window_extent().extents for text in axis.texts]
         assert not any(frontier._overlap(a, b) for i, a in enumerate(boxes) for b in boxes[:i])
-    drawn = frontier.growth_figure(runs[0])
+    drawn = frontier.growth_figure(benchmarks.measured("growth", ROOT))
     for axis in drawn.axes:
         styles = [(line.get_color(), line.get_marker(), line.get_linestyle()) for line in axis.lines]
         assert len(set(styles)) == len(styles) == len(axis.get_legend().get_texts())

@@ -126,14 +126,18 @@ def _title(row: dict[str, Any], short: bool = False) -> str:
 
 def speed_tables(rows: Sequence[dict[str, Any]]) -> str:
     """Return how many times as fast as the first each candidate is, and below, folded, a table for each setting."""
+    return f"{ratio_table(rows)}\n\n{folded_speeds(rows)}"
+
+
+def folded_speeds(rows: Sequence[dict[str, Any]]) -> str:
+    """Return a table for each setting, folded."""
     blocks = []
     for block in _settings(rows):
         gpu = block[0]["machine"]["gpu"]
         titles = ["", "ms", "quartiles", "images/s", "MiB", "params (M)", "GMACs", "times as fast as the first"]
         titles += ["of the memory's limit"] * bool(gpu)
         blocks.append(f"**{_title(block[0])}**\n\n{markdown(titles, [_speed(row, len(titles)) for row in block])}")
-    whole = folded("Times, quartiles, memory and sizes of each setting", "\n\n".join(blocks))
-    return f"{ratio_table(rows)}\n\n{whole}"
+    return folded("Times, quartiles, memory and sizes of each setting", "\n\n".join(blocks))
 
 
 def ratio_table(rows: Sequence[dict[str, Any]]) -> str:
@@ -257,7 +261,7 @@ SUMMARY = {
 }
 # Pictures, each with the files of measurements that it is drawn from.
 FIGURES: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "frontier": (frontier_figure, ("frontier", "growth", "cpu_eval")),
+    "frontier": (frontier_figure, ("frontier",)),
     "growth": (growth_figure, ("growth",)),
 }
 FACTS = THEIRS  # what the first picture tells, and nobody here measured
@@ -276,7 +280,9 @@ def block(name: str, root: Path = ROOT) -> str:
     if name == "summary":
         return summary_table(root)
     if name == "frontier":
-        return f"![Top-1 against time, a panel a backend](benchmarks/{name}.png)"
+        rows = measured(name, root)
+        picture = f"![Top-1 against time, a panel a backend](benchmarks/{name}.png)"
+        return f"{picture}\n\n{caption(rows, name)}\n\n{folded_speeds(rows)}" if rows else picture
     rows = measured(name, root)
     if not rows:
         return "Not measured yet."

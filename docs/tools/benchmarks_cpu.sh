@@ -43,7 +43,7 @@ growth() {
 frontier() {
     bench frontier cloformer_xxs casvit_xs edgevit_xxs efficientmod_xxs recnext_m0 recnext_a0 moganet_xt van_b0 \
         repnext_m0 unireplknet_a mobilevitv3_xxs \
-        mobilevitv3_050 cloformer_xs cloformer_s $THEIRS --backend eager openvino --threads 1 --rounds 15 --seconds 60
+        mobilevitv3_050 cloformer_xs cloformer_s $THEIRS --backend eager openvino --threads 1 --rounds 15 --seconds 60  # six minutes with --seconds 4
 }
 batches() { bench batches cloformer_xxs $THEIRS --batch-size 1 4 16 --threads 1 --rounds 7 --seconds 60; }
 large() {

@@ -5,7 +5,7 @@ ten classes. Debian packages it as `dataset-fashion-mnist`:
 
     apt-get install dataset-fashion-mnist
     python docs/tools/fashion_mnist.py images FOLDER            # FOLDER/train and FOLDER/test, a folder a class
-    python docs/tools/fashion_mnist.py train FOLDER RUNS        # writes docs/benchmarks/fashion_mnist.json
+    python docs/tools/fashion_mnist.py train FOLDER RUNS        # writes docs/fashion_mnist.json
     python docs/tools/fashion_mnist.py table                    # fills in the recipe's table
 
 A run learns from 95 % of the training images and keeps the weights that did best on the other 5 %; the test images are
@@ -33,7 +33,7 @@ from PIL import Image
 
 DOCS = Path(__file__).resolve().parents[1]
 PACKAGED = Path("/usr/share/datasets/fashion-mnist")
-RESULTS, PAGE = DOCS / "benchmarks" / "fashion_mnist.json", DOCS / "recipes" / "classification.md"
+RESULTS, PAGE = DOCS / "fashion_mnist.json", DOCS / "recipes" / "classification.md"
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
 SPLITS = {"train": "train", "test": "t10k"}
