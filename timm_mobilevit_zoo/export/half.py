@@ -6,6 +6,7 @@ run in float32 with the result of every operation rounded to 16 bits, the worst 
 Sums inside norms and means are looked at beside that, since some runtimes add up in 16 bits, too.
 """
 
+import copy
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -40,17 +41,21 @@ def halved(network: nn.Module, images: Sequence[Tensor]) -> tuple[nn.Module, dic
         images: What it is run on, each `(B, C, H, W)`.
 
     Returns:
-        The network, and what the manifest tells of it: the `layers` with the largest values, as a part of `LARGEST`;
-        the `error` of the logits in standard deviations of them; `norms`, those computed of smaller values.
+        The network, and what the manifest tells of it: the `layers` with the largest values or weights, as a part of
+        `LARGEST`; the `error` of the logits in standard deviations of them; `norms`, those computed of smaller values.
 
     Raises:
         ValueError: For a value beyond `LARGEST`, with the name of the layer that has it.
     """
     norms = calmed(network, images)
     expected = torch.cat([network(x) for x in images])
-    rounding = _Rounding()
-    with rounding.of(network), sdpa_kernel(SDPBackend.MATH):
-        found = torch.cat([network(x.half().float()) for x in images])
+    rounding, rounded = _Rounding(), copy.deepcopy(network)
+    for name, tensor in [*rounded.named_parameters(), *rounded.named_buffers()]:
+        if tensor.is_floating_point():
+            rounding.keep(name.rpartition(".")[0], tensor)
+            tensor.copy_(tensor.half().float())
+    with rounding.of(rounded), sdpa_kernel(SDPBackend.MATH):
+        found = torch.cat([rounded(x.half().float()) for x in images])
     shares = sorted(rounding.largest.items(), key=lambda item: -item[1])
     if shares and not shares[0][1] <= 1:
         over = [name for name, share in shares if not share <= 1]
@@ -158,18 +163,20 @@ class _Rounding(TorchDispatchMode):
         if any(value.alias_info for value in func._schema.returns):  # a view, or what is written in place
             return result
         if func in _SUMS and args[0].is_floating_point() and args[1]:
-            self._keep(args[0].abs().sum(args[1][-1]))  # a row's: `plain` adds up a map in two steps
+            self.keep(self.path[-1], args[0].abs().sum(args[1][-1]))  # a row's: `plain` adds up a map in two steps
         return tree_map_only(Tensor, self._rounded, result)
 
     def _rounded(self, value: Tensor) -> Tensor:
         if value.dtype != torch.float32 or not value.numel():
             return value
-        self._keep(value[value.isfinite()] if value.isinf().any() else value)
+        self.keep(self.path[-1], value)
         return value.half().float()
 
-    def _keep(self, value: Tensor) -> None:
+    def keep(self, name: str, value: Tensor) -> None:
+        """Keep how large a value of a layer is; infinite ones are masks of attention."""
+        value = value[value.isfinite()]
         share = float(value.abs().max()) / LARGEST if value.numel() else 0.0
-        self.largest[self.path[-1]] = max(self.largest[self.path[-1]], share)
+        self.largest[name] = max(self.largest[name], share)
 
 
 def _said(name: str) -> str:
