@@ -102,21 +102,22 @@ def test_an_export_tells_its_steps_and_a_library_none(capsys, folder, photos, tm
 # Broken images
 
 
-@pytest.mark.parametrize("name", ["images", "int8"])
+@pytest.mark.parametrize("name", ["images", "int8", "calibration"])
 def test_broken_images_are_told_before_any_work_or_left_out(photos, tmp_path, name, capsys):
     def task(**options):
-        return task_of("onnx", str(tmp_path / "a.onnx"), **{name: str(photos)}, **options)
+        given = {name: str(photos)} | ({"precision": "int8"} if name == "calibration" else {})
+        return task_of("onnx", str(tmp_path / "a.onnx"), **given, **options)
 
     with pytest.raises(ValueError, match=rf"{name}: 1 image\(s\) are broken(.|\n)*broken\.png cannot be read"):
         task()
-    found = getattr(task(on_broken="skip"), name)
+    found = getattr(task(on_broken="skip"), "images" if name == "images" else "calibration")
     assert [path.name for path in found] == ["1.png", "2.png", "2.jpg", "[1].png", "1.png"]
     assert "skipped: " in capsys.readouterr().err
     for path in found:
         path.write_text("broken")
     with pytest.raises(ValueError, match=f"{name} is left without an image that can be read"):
         task(on_broken="skip")
-    with pytest.raises(ValueError, match="on_broken='skip' goes with `images` or `int8`"):
+    with pytest.raises(ValueError, match="on_broken='skip' goes with `images`, `calibration` or `int8`"):
         task_of("onnx", str(tmp_path / "a.onnx"), on_broken="skip")
 
 

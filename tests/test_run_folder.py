@@ -173,7 +173,9 @@ def test_a_second_run_is_refused_before_its_work(digits, tmp_path, resume, monke
     (tmp_path / "out").mkdir()
     with holding(tmp_path / "out"):
         (tmp_path / "out" / ".export-live").mkdir()
-        with pytest.raises(ValueError, match=f"output='.*out' is the folder of a run that .*process {os.getpid()} on"):
+        with pytest.raises(
+            ValueError, match=f"output='.*out' is the folder of a run in progress: process {os.getpid()} on"
+        ):
             train(str(digits), output=str(tmp_path / "out"), **ONE, resume=resume)
         assert sorted(os.listdir(tmp_path / "out")) == [".export-live", ".lock"]
 

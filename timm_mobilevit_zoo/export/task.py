@@ -69,7 +69,7 @@ def task_of(
     check("export", options)
     tolerance = TOLERANCES[chosen] if options["tolerance"] is None else options["tolerance"]
     if on_broken != "stop" and not (images or options[folder]):
-        raise ValueError(f"on_broken={on_broken!r} goes with `images` or `int8`")
+        raise ValueError(f"on_broken={on_broken!r} goes with `images`, `calibration` or `int8`")
     most = MEASURED if chosen == "int8" else IMAGES
     compared = _whole("images", some_of("images", options["images"], most), on_broken)
     measured = _whole(folder, some_of(folder, options[folder], CALIBRATION), on_broken)
