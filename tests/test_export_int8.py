@@ -144,7 +144,7 @@ def test_a_wrong_file_is_not_kept(monkeypatch, photos, tmp_path):
         ({"int8": "nowhere"}, "int8='nowhere' must be a folder with images in it"),
         (
             {"format": "coreml", "output": "file.mlpackage", "int8": "."},
-            "int8='.' is none of fp32, fp16, which format=coreml has; onnx, openvino, executorch, litert, mnn can",
+            "int8='.' is not one of fp32, fp16, which format=coreml has; onnx, openvino, executorch, litert, mnn can",
         ),
     ],
 )

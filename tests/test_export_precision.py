@@ -154,7 +154,7 @@ WRONG = {
     "int8='.' is short for precision=int8; leave it out beside precision=fp16": {"precision": "fp16", "int8": "."},
     "int8='.' is short for precision=int8 and calibration='.'; give one folder": {"calibration": ".", "int8": "."},
     "calibration='.' must be a folder with images in it": {"precision": "int8", "calibration": "."},
-    "precision=fp16 is none of fp32, int8, which format=executorch has: XNNPACK stores": {
+    "precision=fp16 is not one of fp32, int8, which format=executorch has: XNNPACK stores": {
         "format": "executorch",
         "output": "file.pte",
         "precision": "fp16",

@@ -107,7 +107,7 @@ def _precision(format: str, precision: str | None, calibration: str, int8: str) 
         can = ", ".join(about.precisions)
         others = ", ".join(name for name, one in FORMATS.items() if chosen in one.precisions)
         why = f": {about.lacks[chosen]}" if chosen in about.lacks else ""
-        raise ValueError(f"{asked} is none of {can}, which format={format} has{why}; {others} can")
+        raise ValueError(f"{asked} is not one of {can}, which format={format} has{why}; {others} can")
     images = calibration or int8
     if chosen == "int8" and about.calibrated and not images:
         raise ValueError("precision=int8 needs `calibration`, a folder of images such as the model will see")
