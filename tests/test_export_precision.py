@@ -101,7 +101,7 @@ def test_norms_of_large_values_are_computed_of_smaller_ones(scale):
     assert bool(told) == (scale > 1)
     for x in images:
         close(other(x), network(x), 1e-5)
-    _, facts = half.halved(other, images)
+    facts = half.halved(other, images)
     assert facts["error"] < 0.02
     if told:
         assert {one["name"] for one in told} >= {"group"}

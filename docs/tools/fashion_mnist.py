@@ -31,6 +31,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from timm_mobilevit_zoo.bench.run import cpu_name
+
 DOCS = Path(__file__).resolve().parents[1]
 PACKAGED = Path("/usr/share/datasets/fashion-mnist")
 RESULTS, PAGE = DOCS / "fashion_mnist.json", DOCS / "recipes" / "classification.md"
@@ -162,19 +164,12 @@ def train(folder: Path, runs: Path, models: list[str], seeds: list[int], epochs:
         wanted = [(model, seed) for seed in seeds for model in models]
         rows = list(pool.map(lambda one: measure(folder, runs, *one, epochs), wanted))
     versions = {"python": platform.python_version(), **{name: version(name) for name in ("timm", "torch")}}
-    told = {"machine": f"{cpu()}, {os.cpu_count()} cores", "date": time.strftime("%Y-%m-%d"), "versions": versions}
+    told = {"machine": f"{cpu_name()}, {os.cpu_count()} cores", "date": time.strftime("%Y-%m-%d"), "versions": versions}
     earlier = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.is_file() else []
     kept = [row for row in earlier if (row["model"], row["seed"]) not in wanted]
     rows = sorted([*kept, *(row | told for row in rows)], key=lambda row: (MODELS.index(row["model"]), row["seed"]))
     content = {"options": OPTIONS | {"scale": [float(value) for value in WINDOW]}, "rows": rows}
     RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def cpu() -> str:
-    """Return the processor's name as the kernel has it."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def table(content: dict[str, Any]) -> str:

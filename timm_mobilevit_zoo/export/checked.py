@@ -75,7 +75,8 @@ def _written(
         return about.int8(network, x, part, task.dynamic, calibration)
     if task.precision == "fp16" and about.fp16:
         seen = [*random_images(x, ()), *real_images(task.images[:SEEN], config)]
-        network, told = halved(network, seen)
+        network = copied(network)  # norms may change in it, and the manifest has the digest of the weights as they are
+        told = halved(network, seen)
         return {"fp16": told} | (about.fp16(network, x, part, task.dynamic) or {})
     return about.write(network, x, part, task.dynamic) or {}
 

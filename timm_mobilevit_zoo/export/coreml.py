@@ -14,17 +14,14 @@ from timm_mobilevit_zoo.common.extras import require
 from timm_mobilevit_zoo.common.progress import step
 from timm_mobilevit_zoo.common.quiet import converting
 
-from .format import INPUT, OUTPUT, Format, Precision
+from .format import INPUT, OUTPUT, Format
 from .plain import plain
 
 __all__ = ["FORMAT"]
 
 
-def _write(
-    network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str], precision: Precision = "fp32"
-) -> dict[str, Any]:
+def _write(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str], half: bool = False) -> dict[str, Any]:
     library = require("coremltools", "coreml")
-    half = precision == "fp16"
     step("coreml: converting the network")
     with converting():
         exported = torch.export.export(plain(network, x, in_steps=half), (x,), strict=False).run_decompositions({})
@@ -70,6 +67,6 @@ FORMAT = Format(
     (),
     _write,
     None,
-    fp16=partial(_write, precision="fp16"),
+    fp16=partial(_write, half=True),
     precision="fp16",
 )

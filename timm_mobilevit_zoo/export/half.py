@@ -33,16 +33,16 @@ _SUMS = (_aten.mean.dim, _aten.sum.dim_IntList)
 
 
 @torch.no_grad()
-def halved(network: nn.Module, images: Sequence[Tensor]) -> tuple[nn.Module, dict[str, Any]]:
-    """Return a network whose norms do not overflow in 16 bits, and what 16 bits make of it.
+def halved(network: nn.Module, images: Sequence[Tensor]) -> dict[str, Any]:
+    """Have a network's norms not overflow in 16 bits, and return what 16 bits make of it.
 
     Args:
         network: In evaluation mode, in float32, on the CPU. It is changed: see `calmed`.
         images: What it is run on, each `(B, C, H, W)`.
 
     Returns:
-        The network, and what the manifest tells of it: the `layers` with the largest values or weights, as a part of
-        `LARGEST`; the `error` of the logits in standard deviations of them; `norms`, those computed of smaller values.
+        What the manifest tells of it: the `layers` with the largest values or weights, as a part of `LARGEST`; the
+        `error` of the logits in standard deviations of them; `norms`, those computed of smaller values.
 
     Raises:
         ValueError: For a value beyond `LARGEST`, with the name of the layer that has it.
@@ -67,7 +67,7 @@ def halved(network: nn.Module, images: Sequence[Tensor]) -> tuple[nn.Module, dic
         )
     error = float((found - expected).abs().max()) / deviation_of(expected)
     layers = [{"name": name, "share": share} for name, share in shares[:TOLD]]
-    return network, {"layers": layers, "error": error, "norms": norms}
+    return {"layers": layers, "error": error, "norms": norms}
 
 
 def calmed(network: nn.Module, images: Sequence[Tensor]) -> list[dict[str, Any]]:

@@ -113,8 +113,9 @@ def _precision(format: str, precision: str | None, calibration: str, int8: str) 
         raise ValueError("precision=int8 needs `calibration`, a folder of images such as the model will see")
     if images and not (chosen == "int8" and about.calibrated):
         asked = f"calibration={calibration!r}" if calibration else f"int8={int8!r}"
-        told = "needs precision=int8" if chosen != "int8" else f"has no effect for format={format}: weights alone"
-        raise ValueError(f"{asked} {told}{'' if chosen != 'int8' else ' are in 8 bits'}")
+        if chosen == "int8":
+            raise ValueError(f"{asked} has no effect for format={format}: weights alone are in 8 bits")
+        raise ValueError(f"{asked} needs precision=int8")
     return chosen
 
 
