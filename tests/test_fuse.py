@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from zoo import create, every_family, every_kind, every_staged_family, own_image
 
 from timm_mobilevit_zoo import fuse
+from timm_mobilevit_zoo.fusion import prepack
 from timm_mobilevit_zoo.models.probe import seed_weights
 
 THEIRS = {"resnet18": 0, "mobilenetv3_small_050": 0, "ghostnetv2_100": 0, "starnet_s1": 1, "mobilenetv4_conv_small": 0}
@@ -376,6 +377,18 @@ def test_layers_that_are_not_packed(layers):
     fused = fuse(model, prepack=True)
     assert not packed(fused)
     assert error(fused(x), model(x)) < 1e-6
+
+
+@torch.no_grad()
+def test_a_convolution_s_weights_are_laid_out_for_each_size():
+    plain = nn.Sequential(nn.Conv2d(16, 24, 3, 2, 1), nn.ReLU()).eval()
+    fast = fuse(plain, prepack=True)
+    sizes = [torch.Size((batch, 16, side, side + 1)) for batch in (1, 2) for side in (7, 14, 28)]
+    for size in [*sizes, *sizes]:
+        x = torch.randn(size)
+        with torch.inference_mode(mode=size[0] == 2):
+            assert (fast(x) - plain(x)).abs().max() < 1e-5
+    assert list(fast[0].laid_out) == sizes[-prepack.SIZES :]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 __all__ = ["ACTIVATIONS", "check_prepack", "packed"]
 
+SIZES = 4  # of inputs for which a convolution keeps its weights laid out
+
 # What torch calls an activation there, its numbers and its variant.
 ACTIVATIONS: dict[type, Any] = {
     nn.ReLU: lambda act: ("relu", [], "none"),
@@ -49,14 +51,30 @@ class _Packed(nn.Module):
 
 
 class _Conv2d(_Packed):
+    """A convolution, whose fastest layout depends on its input's size: a guess may cost ten times the time.
+
+    So the weights are laid out when a size is met, and kept so for a few sizes.
+    """
+
     def __init__(self, conv: nn.Conv2d, act: nn.Module | None) -> None:
         super().__init__(conv, act)
         self.how = list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups
-        self.weight = torch.ops.mkldnn._reorder_convolution_weight(conv.weight.detach(), *self.how, None)
+        self.weight = conv.weight.detach()
+        self.laid_out: dict[torch.Size, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
+        weight = self.laid_out.get(x.shape)
+        if weight is None:
+            weight = self._lay_out(x.shape)
         x = x.contiguous(memory_format=torch.channels_last)
-        return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.how, *self.act)
+        return torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *self.how, *self.act)
+
+    def _lay_out(self, size: torch.Size) -> Tensor:
+        with torch.inference_mode(False), torch.no_grad():
+            weight: Tensor = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.how, list(size))
+        known = [*self.laid_out.items(), (size, weight)]
+        self.laid_out = dict(known[-SIZES:])  # another thread may read the old one meanwhile
+        return weight
 
 
 class _Linear(_Packed):
