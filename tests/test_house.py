@@ -23,7 +23,7 @@ USES = {
     "common": (),
     "models": ("common",),
     "hub": ("common", "models"),
-    "fusion": ("models",),
+    "fusion": ("common", "models"),
     "maps": ("common", "models"),
     "train": ("common", "models"),
     "export": ("common", "fusion", "models"),

@@ -3,8 +3,10 @@
 import copy
 import inspect
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from operator import attrgetter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from timm.layers import BatchNormAct2d, DropPath
@@ -15,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from timm_mobilevit_zoo.models.copies import copied, unwrapped
 from timm_mobilevit_zoo.models.traits import formed, is_scale, scale_of, scaled
 
+from .fastest import fastest, image_size
 from .prepack import ACTIVATIONS, check_prepack, packed
 from .trace import trace
 
@@ -34,7 +37,9 @@ _NOTHING = (
 )  # what does nothing in eval mode
 
 
-def fuse(model: nn.Module, *, prepack: bool = False) -> nn.Module:
+def fuse(
+    model: nn.Module, *, prepack: bool | Literal["auto"] = False, size: int | tuple[int, int] | None = None
+) -> nn.Module:
     """Return a copy for inference in which every norm and scale that can be is folded into a convolution or linear.
 
     What is folded: what layers say of themselves (`models.traits`: branches that are one convolution in evaluation, or
@@ -51,26 +56,58 @@ def fuse(model: nn.Module, *, prepack: bool = False) -> nn.Module:
             the model meanwhile.
         prepack: Also lay out the weights of 2-d convolutions and linear layers as oneDNN wants them, and compute with
             them the activations behind them. Such a copy is for float32 on a CPU: it is not moved, copied, saved,
-            exported, scripted or compiled, and it computes no gradients.
+            exported, scripted or compiled, and it computes no gradients. With `"auto"` the copy is of the form that is
+            the fastest here: as it would be without, with its weights in channels_last, or prepacked where that is
+            possible. These are tried in turns for up to two seconds, on one image and with the threads that torch has.
+            The choice is remembered for this processor, number of threads, type, torch, network and size, in
+            `~/.cache/timm_mobilevit_zoo` or `$TIMM_MOBILEVIT_ZOO_CACHE`, and told to Python's logging. Beyond a CPU
+            nothing is tried.
+        size: Side of the square image that forms are tried on, or its height and width, in pixels: for
+            `prepack="auto"`; that of the model's config if not given.
 
     Raises:
         ValueError: For a model in training mode, one that is compiled or scripted, or one that torch.fx cannot trace;
-            with `prepack` also for one that is not float32 on a CPU, or for a torch without oneDNN.
+            with `prepack=True` also for one that is not float32 on a CPU, or for a torch without oneDNN; for a size
+            that is none, or that has no use, and where none is known.
     """
+    if prepack not in (True, False, "auto"):
+        raise ValueError(f"prepack={prepack!r} must be True, False or 'auto'")
+    prepack = prepack if prepack == "auto" else bool(prepack)
+    if size is not None and prepack != "auto":
+        raise ValueError(f"size={size!r} goes with prepack='auto'")
     if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
         raise ValueError(f"model is a {type(model).__name__}: fuse first, then compile or script what fuse returns")
     model = unwrapped(model)
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     if training:
         raise ValueError(f"model is in training mode ({training[0]} is): call model.eval() first")
-    if prepack:
+    tries = prepack == "auto"
+    if prepack and not tries:
         check_prepack(model)
+    image = image_size(model, size) if tries else None
     fused = formed(copied(model), "fused")
     _Folder(fused).fold()
-    if prepack:
-        _Folder(fused).prepack()
-        fused.requires_grad_(False)
-    return fused
+    if image and all(tensor.device.type == "cpu" for tensor in model.state_dict().values()):
+        return fastest(_forms(model, fused), model, image)
+    return _prepacked(fused) if prepack and not tries else fused
+
+
+def _forms(model: nn.Module, fused: nn.Module) -> dict[str, Callable[[], nn.Module]]:
+    """Return what makes each form in which a fused network may run, by name; the first is the network as it is."""
+    last: Any = torch.channels_last
+    forms: dict[str, Callable[[], nn.Module]] = {
+        "fused": lambda: fused,
+        "channels_last": lambda: copied(fused).to(memory_format=last),
+    }
+    with suppress(ValueError):
+        check_prepack(model)
+        forms["prepacked"] = lambda: _prepacked(copied(fused))
+    return forms
+
+
+def _prepacked(fused: nn.Module) -> nn.Module:
+    _Folder(fused).prepack()
+    return fused.requires_grad_(False)
 
 
 def _is_leaf(module: nn.Module) -> bool:
