@@ -31,6 +31,7 @@ from timm_mobilevit_zoo.models.probe import gmacs
 from timm_mobilevit_zoo_cli.checks import LEAST_ROUNDS
 
 NAME, SIDE = "mobilevitv3_xxs", 32
+LIMITS = {"gflop_s": {"fp32": {"convolution": 50.0, "product": 40.0}}, "copy_gb_s": [[1, 20.0], [256, 5.0]]}
 SMALL = {"img_size": (SIDE,), "rounds": 5}
 CPU = torch.device("cpu")
 
@@ -80,6 +81,7 @@ def own(name):
 def short(monkeypatch):
     monkeypatch.setattr(bench_run, "ROUND", 1e-4)
     monkeypatch.setattr(bench_run, "WARM_UP", 0.0)
+    monkeypatch.setattr(bench_run, "best_rates", lambda dtypes: LIMITS)
 
 
 def test_ratios_are_formed_round_by_round():
@@ -172,6 +174,10 @@ def test_rows_are_whole(tmp_path):
             assert row["reference"] == "float64"
             assert 0 < row["deviation"] < 1e-4
             assert row["memory_mib"] > 0
+            assert row["limits"] == LIMITS
+            assert row["gflop_s"] == pytest.approx(2 * row["gmacs"] * row["images_per_s"], rel=1e-5)
+            assert row["of_limit"] == pytest.approx(row["gflop_s"] / 50, rel=1e-3)
+            assert row["layers"] is None
             assert row["others"] is None or row["others"] >= 0
     with torch.device("meta"):
         network = timm.create_model(NAME)
@@ -363,6 +369,9 @@ BAD = {
     "backend=fuse does not train": {"backend": ("compile", "fuse"), "mode": ("train",)},
     r"plot='plot.doc' must end in one of \..*png": {"plot": "plot.doc"},
     "`plot` needs mode=eval and a name with a claimed": {"plot": "plot.png", "names": [own("right")]},
+    "`layers=True` needs `limits=True`": {"layers": True, "limits": False},
+    "`layers=True` needs mode=eval": {"layers": True, "mode": ("train",)},
+    "`layers=True` is for a CPU, and for one of backend=eager,": {"layers": True, "backend": ("compile",)},
     "output='.*' exists; choose another": {"output": __file__},
     "output='none/rows.json' needs a folder": {"output": "none/rows.json"},
 }

@@ -230,6 +230,10 @@ def _bench(options: Options) -> None:
             raise ValueError(f"`{key}` is empty")
     for size in options["img_size"]:
         _check_size({"img_size": size})
+    if options["layers"] and not options["limits"]:
+        raise ValueError("`layers=True` needs `limits=True`")
+    if options["layers"] and "eval" not in options["mode"]:
+        raise ValueError("`layers=True` needs mode=eval")
     for key in ("output", "plot"):
         if options[key]:
             check_free(key, Path(options[key]), options["overwrite"])

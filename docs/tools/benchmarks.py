@@ -24,6 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import timm_mobilevit_zoo  # noqa: F401, registers the models
 from timm_mobilevit_zoo.bench import ratio_text
+from timm_mobilevit_zoo.bench.layers import TITLES, layers_cells
+from timm_mobilevit_zoo.bench.report import limits_text, rate_cells
 from timm_mobilevit_zoo.bench.runners import Candidate, Setting
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -136,8 +138,19 @@ def folded_speeds(rows: Sequence[dict[str, Any]]) -> str:
         gpu = block[0]["machine"]["gpu"]
         titles = ["", "ms", "quartiles", "images/s", "MiB", "params (M)", "GMACs", "times as fast as the first"]
         titles += ["of the memory's limit"] * bool(gpu)
-        blocks.append(f"**{_title(block[0])}**\n\n{markdown(titles, [_speed(row, len(titles)) for row in block])}")
+        lines, reached = [_speed(row, len(titles)) for row in block], limits_text(block)
+        if reached:
+            titles = [*titles[:7], "GFLOP/s", "of the limit", *titles[7:]]
+            lines = [[*line[:7], *rate_cells(row), *line[7:]] for line, row in zip(lines, block, strict=True)]
+        told = f"\n\n{reached[0].upper()}{reached[1:]}." if reached else ""
+        blocks.append(f"**{_title(block[0])}**{told}\n\n{markdown(titles, lines)}")
+        blocks += [kinds_table(row) for row in block if row.get("layers")]
     return folded("Times, quartiles, memory and sizes of each setting", "\n\n".join(blocks))
+
+
+def kinds_table(row: dict[str, Any]) -> str:
+    """Return where a network's time goes, by kind of layer."""
+    return markdown([f"{label(row)}, by kind of layer", *TITLES], layers_cells(row["layers"]))
 
 
 def ratio_table(rows: Sequence[dict[str, Any]]) -> str:

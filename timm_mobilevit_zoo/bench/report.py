@@ -11,9 +11,10 @@ from timm_mobilevit_zoo.common.extras import require
 from timm_mobilevit_zoo.models.names import PREFIX
 from timm_mobilevit_zoo.models.pins import package_configs
 
+from .layers import aligned, layers_text
 from .runners import Candidate, Setting, size_text
 
-__all__ = ["claimed", "compare", "draw", "quartiles", "ratio_text", "table"]
+__all__ = ["claimed", "compare", "draw", "limits_text", "quartiles", "rate_cells", "ratio_text", "table"]
 
 
 def quartiles(values: Sequence[float]) -> dict[str, float]:
@@ -45,21 +46,47 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         head, machine = block[0], block[0]["machine"]
         where = machine["gpu"] if head["device"] == "cuda" else f"{machine['cpu']}, threads: {head['threads']}"
         lines = [f"{head['mode']}, {size_text(head['img_size'])} px, batch {head['batch_size']}, {where}"]
-        titles = ["", "ms", "quartiles", "images/s", "MiB", "params (M)", "GMACs", "off by"]
+        if reached := limits_text(block):
+            lines.append(reached)
+        titles = ["", "ms", "quartiles", "images/s", "MiB", "params (M)", "GMACs", "GFLOP/s", "of the limit", "off by"]
         cells = [[*titles, f"times as fast as {head['against']}"], *map(_cells, block)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        blocks.append("\n".join([*lines, *("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)]))
+        blocks.append("\n".join([*lines, *aligned(cells)]))
+        for row in block:
+            if found := row.get("layers"):
+                blocks.append("\n".join(layers_text(_name(row), found)))
     return "\n\n".join(blocks)
+
+
+def limits_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Return what the CPU reached at best while rows were measured; nothing where it was not measured."""
+    found = rows[0].get("limits")
+    if not found:
+        return ""
+    parts = [
+        f"{dtype} {rates['convolution']:.1f} GFLOP/s in dense convolutions, {rates['product']:.1f} in matrix products"
+        for dtype, rates in found["gflop_s"].items()
+    ]
+    return "; ".join(["limits: " + parts[0], *parts[1:], f"memory {found['copy_gb_s'][-1][1]:.1f} GB/s"])
+
+
+def rate_cells(row: dict[str, Any]) -> list[str]:
+    """Return a network's GFLOP/s and its share of the limit, where these are known."""
+    share = row.get("of_limit")
+    return [_number(row.get("gflop_s"), ".1f"), "" if share is None else f"{100 * share:.0f}%"]
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
     size = [_number(row.get(key), form) for key, form in (("memory_mib", ".1f"), ("params_m", ".2f"), ("gmacs", ".3f"))]
-    name = str(Candidate(*(row[key] for key in Candidate._fields)))
+    name = _name(row)
     if row["error"]:
-        return [name, "", "", "", *size, "", f"error: {row['error']}"]
+        return [name, "", "", "", *size, "", "", "", f"error: {row['error']}"]
     ms = [_number(row["ms"][key], ".3f") for key in ("median", "q1", "q3")]
     speed = [ms[0], f"{ms[1]} to {ms[2]}", f"{row['images_per_s']:.1f}"]
-    return [name, *speed, *size, f"{row['deviation']:.0e}", ratio_text(row["ratio"])]
+    return [name, *speed, *size, *rate_cells(row), f"{row['deviation']:.0e}", ratio_text(row["ratio"])]
+
+
+def _name(row: dict[str, Any]) -> str:
+    return str(Candidate(*(row[key] for key in Candidate._fields)))
 
 
 def _number(value: float | None, form: str) -> str:

@@ -1,17 +1,13 @@
 """Candidates that take turns in one process, setting by setting."""
 
 import copy
-import datetime
 import json
 import math
-import os
-import platform
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -20,16 +16,22 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from timm_mobilevit_zoo import __version__
 from timm_mobilevit_zoo.common.extras import require
 from timm_mobilevit_zoo.common.files import claiming, replacing
+from timm_mobilevit_zoo.common.machine import cpu_name
 from timm_mobilevit_zoo.common.quiet import quiet
 from timm_mobilevit_zoo.models.probe import gmacs
 from timm_mobilevit_zoo_cli.checks import LEAST_ROUNDS, check, plain
 from timm_mobilevit_zoo_cli.text import printable
 
+from .layers import by_kind
+from .limits import best_of
+from .limits import limits as best_rates
+from .machine import busy_seconds, facts
+from .machine import seconds_of as _seconds
 from .report import claimed, compare, draw, quartiles
 from .runners import (
+    BY_LAYER,
     CPU_ONLY,
     EXPORTED,
     NARROW,
@@ -68,6 +70,8 @@ def bench(
     cuda_graphs: bool = False,
     threads: Sequence[int] = (),
     device: str = "",
+    limits: bool = True,
+    layers: bool = False,
     rounds: int = 25,
     seconds: float = 60.0,
     output: str = "",
@@ -83,7 +87,8 @@ def bench(
         names: Names that timm knows, or module:function for a function that returns a torch.nn.Module.
         against: Name to compare the others with, in eager mode; the first candidate if not given.
         backend: How networks run: fuse is a copy with norms folded into convolutions, prepack such a copy with weights
-            laid out for the CPU, compile the network compiled by torch.
+            laid out for the CPU, auto the copy that `fuse` finds to be the fastest here, compile the network compiled
+            by torch.
         mode: Evaluation, or a training step: forward, cross-entropy, backward, SGD with momentum.
         batch_size: Images in a call.
         img_size: Side of the square input, in pixels, or height and width, on the command line as 192x256; each of
@@ -95,6 +100,10 @@ def bench(
         cuda_graphs: Also measure torch's back ends as replayed CUDA graphs, in evaluation.
         threads: Threads of the CPU; torch's default if not given.
         device: cpu or cuda; if not given, cuda if there is one. TF32 is off.
+        limits: Also measure what the CPU reaches at best with these threads, in dense convolutions, matrix products and
+            copies of memory, and show how much of it each network reaches; it takes a second or two.
+        layers: Also show where the time goes, by kind of layer, and how far each kind is from the CPU's limits: of what
+            torch runs layer by layer (eager, fuse, prepack, auto), in evaluation.
         rounds: Rounds of a comparison, at most.
         seconds: Start no further round of a comparison after this time, once there are five; compiling does not count.
         output: JSON file for the rows, rewritten after each comparison.
@@ -107,8 +116,10 @@ def bench(
         `deviation`, how far its logits are from `reference`'s, relative to the largest; `memory_mib`, the most that
         torch allocated in a call beyond weights, batch and optimizer; `params_m` and `gmacs`; `moved_mib`, the least
         that a call moves (weights, and inputs and outputs of convolutions and linear layers, once each); `others`, how
-        many cores other processes kept busy meanwhile. A candidate that could not be measured has `error` instead of
-        times.
+        many cores other processes kept busy meanwhile; `limits`, what the CPU reached at best (as `bench.limits` says);
+        `gflop_s`, the rate of this network, two operations for each multiply-add, and `of_limit`, its share of the best
+        rate in its type; `layers`, where its time goes (as `bench.layers` says). What does not apply is None. A
+        candidate that could not be measured has `error` instead of times.
 
     Raises:
         ValueError: For arguments that cannot work, before anything is measured.
@@ -135,9 +146,10 @@ def _measure(candidates: Sequence[Candidate], place: torch.device, options: dict
     first, rounds, output, plot = candidates[0], options["rounds"], options["output"], options["plot"]
     counts = options["threads"] or (torch.get_num_threads(),)
     settings = list(product(options["img_size"], options["mode"], options["batch_size"], counts))
-    facts = _facts(place, {c.backend for c in candidates})
+    about = facts(place, set(EXPORTED).intersection(c.backend for c in candidates))
     networks: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
+    reached: dict[int, dict[str, Any]] = {}  # by number of threads
     before = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     bar = tqdm(total=len(settings) * rounds, unit="round", disable=None, leave=False)
     try:
@@ -149,15 +161,18 @@ def _measure(candidates: Sequence[Candidate], place: torch.device, options: dict
             torch.set_num_threads(count)
             if any("compile" in candidate.backend for candidate in candidates):
                 torch.compiler.reset()
-            limits: Any = torch._dynamo.config.patch(cache_size_limit=1000)  # beyond it torch runs eager mode, silently
-            with limits, torch._inductor.config.patch({"cpp.threads": count}):
-                found = _comparison(candidates, setting, networks, rounds, options["seconds"], bar)
+            if options["limits"] and place.type == "cpu" and count not in reached:
+                bar.set_description("measuring what the CPU reaches at best")
+                reached[count] = best_rates(tuple(options["dtype"]))
+            many: Any = torch._dynamo.config.patch(cache_size_limit=1000)  # beyond it torch runs eager mode, silently
+            with many, torch._inductor.config.patch({"cpp.threads": count}):
+                found = _comparison(candidates, setting, networks, options, reached.get(count), bar)
             for candidate, row in zip(candidates, found, strict=True):
                 base = found[0].get("round_ms")
                 times = row.get("round_ms")
                 row["against"] = str(first)
                 row["ratio"] = compare(base, times) if base and times and row is not found[0] else None
-                rows.append(candidate._asdict() | setting._asdict() | {"device": place.type} | row | facts)
+                rows.append(candidate._asdict() | setting._asdict() | {"device": place.type} | row | about)
             if output:
                 with replacing(Path(output)) as part:
                     part.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
@@ -188,6 +203,8 @@ def _check(options: dict[str, Any], device: torch.device) -> None:
     tied = [name for name in options["backend"] if name in CPU_ONLY]
     if tied and (device.type != "cpu" or "fp32" not in options["dtype"]):
         raise ValueError(f"backend={tied[0]} is measured on a CPU in fp32; give device=cpu and dtype=fp32")
+    if options["layers"] and (device.type != "cpu" or not set(BY_LAYER).intersection(options["backend"])):
+        raise ValueError(f"`layers=True` is for a CPU, and for one of backend={', '.join(BY_LAYER)}")
     if "int8" in options["dtype"] and "onnxruntime" not in options["backend"]:
         raise ValueError("dtype=int8 is what export writes for backend=onnxruntime; give that, and fp32 beside int8")
     untrained = [name for name in options["backend"] if name not in ("eager", "compile")]
@@ -226,8 +243,8 @@ def _comparison(
     candidates: Sequence[Candidate],
     setting: Setting,
     networks: dict[str, Any],
-    rounds: int,
-    seconds: float,
+    options: dict[str, Any],
+    limits: dict[str, Any] | None,
     bar: Any,
 ) -> list[dict[str, Any]]:
     """Return what was measured of each candidate in one setting."""
@@ -239,7 +256,7 @@ def _comparison(
     x: Any = None
     for place, candidate in enumerate(candidates):
         bar.set_description(f"preparing {printable(str(candidate))}")
-        row: dict[str, Any] = {"error": None}
+        row: dict[str, Any] = {"error": None, "limits": limits, "gflop_s": None, "of_limit": None, "layers": None}
         found.append(row)
         try:
             if candidate.model not in networks:
@@ -256,13 +273,15 @@ def _comparison(
             runner = prepare(candidate, setting, network, x)
             row["deviation"] = deviation(runner.results(), right, candidate.dtype)
             row["memory_mib"] = None if candidate.cuda_graphs else peak_mib(runner, setting.device)
+            if options["layers"] and limits and setting.mode == "eval" and candidate.backend in BY_LAYER:
+                row["layers"] = by_kind(runner.call, limits, candidate.dtype)
             runners[place] = runner
         except Exception as error:  # each back end has errors of its own
             failed[place] = _told(error)
     bar.set_description(f"{setting.mode}, {size_text(setting.img_size)} px, batch {setting.batch_size}")
     before = busy_seconds()
     calls = [_kept(runner.call, place, failed) for place, runner in runners.items()]
-    done, counts = take_turns(calls, setting.device, rounds, seconds, bar)
+    done, counts = take_turns(calls, setting.device, options["rounds"], options["seconds"], bar)
     spent, busy, own = (b - a for a, b in zip(before, busy_seconds(), strict=True))
     for place, times, count in zip(runners, done, counts, strict=True):
         if place in failed:
@@ -272,6 +291,8 @@ def _comparison(
         found[place]["round_ms"] = [float(f"{1000 * value:.6g}") for value in times]
         found[place]["ms"] = quartiles(found[place]["round_ms"])
         found[place]["images_per_s"] = 1000 * setting.batch_size / found[place]["ms"]["median"]
+        if setting.mode == "eval":  # of a training step the multiply-adds are not counted
+            found[place] |= _rates(found[place], candidates[place], limits)
     for place, told in failed.items():
         found[place]["error"] = told
     return found
@@ -308,6 +329,14 @@ def _size(network: nn.Module, candidate: Candidate, setting: Setting) -> dict[st
     return row | {"moved_mib": width * (weights + setting.batch_size * maps) / 2**20 if once else None}
 
 
+def _rates(row: dict[str, Any], candidate: Candidate, limits: dict[str, Any] | None) -> dict[str, float | None]:
+    """Return the rate of a network in GFLOP/s, and the share of the best one in its type that it is."""
+    if row["gmacs"] is None:
+        return {}
+    rate, best = 2 * row["gmacs"] * row["images_per_s"], best_of(limits, candidate.dtype)
+    return {"gflop_s": float(f"{rate:.6g}"), "of_limit": float(f"{rate / best:.4g}") if best else None}
+
+
 def take_turns(
     calls: Sequence[Callable[[], Any]], device: torch.device, rounds: int, seconds: float, bar: Any
 ) -> tuple[list[list[float]], list[int]]:
@@ -330,58 +359,3 @@ def take_turns(
         bar.update()
     bar.update(rounds - len(times[0]) if calls else rounds)
     return times, counts
-
-
-def busy_seconds() -> tuple[float, float, float]:
-    """Return seconds: by the clock, those that all cores were busy (NaN where nobody tells), and those that we were."""
-    info = Path("/proc/stat")
-    busy = math.nan
-    if info.is_file():  # user, nice, system, idle, waiting, irq, softirq, stolen; the other columns are in these
-        user, nice, system, _, _, *rest = map(int, info.read_text().split()[1:9])
-        busy = (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
-    return time.perf_counter(), busy, sum(os.times()[:4])
-
-
-def _seconds(call: Callable[[], Any], count: int, device: torch.device) -> float:
-    if device.type == "cuda":
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        for _ in range(count):
-            call()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1000 / count
-    began = time.perf_counter()
-    for _ in range(count):
-        call()
-    return (time.perf_counter() - began) / count
-
-
-def _facts(device: torch.device, backends: Iterable[str]) -> dict[str, Any]:
-    machine: dict[str, Any] = {"cpu": cpu_name(), "cores": os.cpu_count(), "system": platform.system()}
-    machine |= {"gpu": None, "copy_gib_s": None}
-    if device.type == "cuda":
-        machine |= {"gpu": torch.cuda.get_device_name(device), "copy_gib_s": _copy_speed(device)}
-    packages = ["timm", "torch", *sorted(set(EXPORTED).intersection(backends))]
-    versions = {
-        "python": platform.python_version(),
-        "timm_mobilevit_zoo": __version__,
-        **{name: version(name) for name in packages},
-    }
-    return {"machine": machine, "versions": versions, "date": datetime.date.today().isoformat()}
-
-
-def cpu_name() -> str:
-    """Return what the processor calls itself."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    told = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return told[0] if told else platform.processor() or platform.machine()
-
-
-def _copy_speed(device: torch.device) -> float:
-    """Return what the memory moves when a tensor is copied, read and written, in GiB a second."""
-    source = torch.zeros(2**28, device=device)  # 1 GiB
-    target = torch.empty_like(source)
-    spent = [_seconds(lambda: target.copy_(source), 10, device) for _ in range(5)]
-    return round(2 / min(spent), 1)

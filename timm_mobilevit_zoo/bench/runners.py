@@ -2,7 +2,6 @@
 
 import copy
 import importlib
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -22,7 +21,10 @@ from timm_mobilevit_zoo.models.loading import create
 from timm_mobilevit_zoo.models.names import unknown
 from timm_mobilevit_zoo.models.probe import seeded
 
+from .layers import profiling
+
 __all__ = [
+    "BY_LAYER",
     "CPU_ONLY",
     "EXPORTED",
     "NARROW",
@@ -40,10 +42,11 @@ __all__ = [
     "resolve",
 ]
 
-Backend = Literal["eager", "fuse", "prepack", "compile", "fuse+compile", "onnxruntime", "openvino"]
+Backend = Literal["eager", "fuse", "prepack", "auto", "compile", "fuse+compile", "onnxruntime", "openvino"]
 # Run outside of torch: evaluation, a CPU, tensors in their own order.
 EXPORTED = {"onnxruntime": FORMATS["onnx"], "openvino": FORMATS["openvino"]}
-CPU_ONLY = (*EXPORTED, "prepack")  # fp32, what is in NARROW beside it, and no choice of memory format
+BY_LAYER = ("eager", "fuse", "prepack", "auto")  # what torch runs operator by operator
+CPU_ONLY = (*EXPORTED, "prepack", "auto")  # fp32, what is in NARROW beside it, and no choice of memory format
 NARROW = {("openvino", "bf16"), ("onnxruntime", "int8")}
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 
@@ -201,6 +204,8 @@ def prepare(candidate: Candidate, setting: Setting, network: nn.Module, x: Tenso
     layout: Any = torch.channels_last if candidate.memory_format == "channels_last" else torch.contiguous_format
     if candidate.backend == "prepack":
         return _evaluation(fuse(network, prepack=True), x)
+    if candidate.backend == "auto":
+        return _evaluation(fuse(network, prepack="auto", size=setting.sides), x)
     network = fuse(network) if "fuse" in candidate.backend else copy.deepcopy(network)
     network = network.to(setting.device).to(memory_format=layout)
     compiles, dtype = "compile" in candidate.backend, TYPES[candidate.dtype]
@@ -319,14 +324,8 @@ def peak_mib(runner: Runner, device: torch.device) -> float | None:
         before = torch.cuda.memory_allocated(device)
         runner.call()
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    level = os.environ.get("KINETO_LOG_LEVEL")
-    os.environ["KINETO_LOG_LEVEL"] = level or "99"  # or it writes into the terminal
-    try:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            runner.call()
-    finally:
-        if level is None:
-            del os.environ["KINETO_LOG_LEVEL"]
+    with profiling(profile_memory=True) as profile:
+        runner.call()
     now = most = 0
     events: Any = profile.profiler.kineto_results.events()
     for event in sorted(events, key=lambda event: event.start_ns()):
