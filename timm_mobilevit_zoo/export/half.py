@@ -3,7 +3,7 @@
 A number in 16 bits (IEEE 754's half precision) is at most 65,504 and has eleven binary digits. Which runtime rounds
 what, and adds up in how many bits, differs from one phone to the next, and most cannot be run here. So the network is
 run in float32 with the result of every operation rounded to 16 bits, the worst that any of them does to single values.
-Sums inside norms and means are looked at beside that, since some runtimes add up in 16 bits, too.
+Squares and sums inside norms and means are looked at beside that, since some runtimes add up in 16 bits, too.
 """
 
 import copy
@@ -30,6 +30,7 @@ TOLD = 5  # layers
 _aten = torch.ops.aten
 _NORMS = (nn.GroupNorm, nn.LayerNorm)  # timm's are kinds of these
 _SUMS = (_aten.mean.dim, _aten.sum.dim_IntList)
+_LENGTHS = (_aten.linalg_vector_norm.default,)  # of a global response norm, whose squares runtimes compute one by one
 
 
 @torch.no_grad()
@@ -162,6 +163,9 @@ class _Rounding(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if any(value.alias_info for value in func._schema.returns):  # a view, or what is written in place
             return result
+        if func in _LENGTHS and args[0].is_floating_point():
+            squares = args[0].square()
+            self.keep(self.path[-1], squares.sum(args[2][-1]) if len(args) > 2 and args[2] else squares)
         if func in _SUMS and args[0].is_floating_point() and args[1]:
             self.keep(self.path[-1], args[0].abs().sum(args[1][-1]))  # a row's: `plain` adds up a map in two steps
         return tree_map_only(Tensor, self._rounded, result)

@@ -117,7 +117,8 @@ class _PortableResponseNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         cells = float(x.shape[1] * x.shape[2])  # an integer would be converted in the graph
-        norms = ((x * x).permute(0, 3, 1, 2).mean((2, 3), keepdim=True) * cells).sqrt()  # (B, D, 1, 1)
+        # In this order nothing is larger than a square: in 16 bits, the sum of a map's may overflow.
+        norms = (x * x).permute(0, 3, 1, 2).mean((2, 3), keepdim=True).sqrt() * cells**0.5  # (B, D, 1, 1)
         shares = (norms / self.across(norms)).permute(0, 2, 3, 1)
         y = x + x * (shares * self.weight)
         return y if self.bias is None else y + self.bias
