@@ -36,6 +36,16 @@ def test_every_family(name, tmp_path):
     assert ABOUT.run is None or found["checks"]["random"]["error"] < 1e-4
 
 
+@pytest.mark.skipif(FORMAT != "mnn", reason="make test has the other formats that leave sizes open")
+@pytest.mark.parametrize("name", ["casvit_xs", "cloformer_xxs"])
+def test_any_batch_and_size(name, tmp_path):
+    path, dynamic = tmp_path / f"file{ABOUT.suffix}", ("batch", "size")
+    found = getattr(export, f"to_{FORMAT}")(seed_weights(create(name)), str(path), size=(64, 96), dynamic=dynamic)
+    assert found["input"]["shape"] == [None, 3, None, None]
+    assert found["checks"]["random"]["images"] == 18, "three of each of six sizes"
+    assert found["checks"]["random"]["error"] < 1e-3
+
+
 @pytest.mark.skipif(not ABOUT.fp16, reason="the format has no files in 16 bits")
 def test_16_and_8_bits(tmp_path):
     network, write = seed_weights(create("cloformer_xxs")), getattr(export, f"to_{FORMAT}")
@@ -58,6 +68,11 @@ def test_16_and_8_bits(tmp_path):
             assert all(0 <= layer["error"] < 0.5 for layer in made["int8"]["layers"])
         assert sum(file["bytes"] for file in made["files"].values()) < 0.4 * whole
     if FORMAT == "coreml":
+        assert made["mlprogram"]["types"] == found["fp16"]["mlprogram"]["types"], "weights alone differ"
+        assert made["int8"] == {"weights_only": True, "weights": made["mlprogram"]["weights_in_8_bits"]}
+        assert made["mlprogram"]["weights_in_8_bits"] > 60
+        assert not found["fp16"]["mlprogram"]["leaves_neural_engine"]
+        assert found["fp32"]["mlprogram"]["leaves_neural_engine"].keys() == {"float32"}
         assert found["fp16"]["mlprogram"]["casts"] == 2
         assert found["fp16"]["mlprogram"]["types"].keys() <= {"float16", "int32", "bool", "string"}
         assert found["fp32"]["mlprogram"]["casts"] == 0

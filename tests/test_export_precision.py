@@ -7,14 +7,17 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from timm.layers import grn
 from torch import nn
 from zoo import FIXED, KINDS, close, create, every_kind, image, write_blots
 
 from timm_mobilevit_zoo import export
-from timm_mobilevit_zoo.export import half
+from timm_mobilevit_zoo.export import half, neural
 from timm_mobilevit_zoo.export.formats import FORMATS
 from timm_mobilevit_zoo.export.plain import plain
 from timm_mobilevit_zoo.models.probe import seed_weights
+from timm_mobilevit_zoo.models.traits import formed
+from timm_mobilevit_zoo.models.unireplknet import GlobalResponseNorm
 
 NAME = "cloformer_xxs"
 SIZE = (64, 64)
@@ -132,6 +135,35 @@ def test_sums_are_looked_at_row_by_row():
         half.halved(pool, [torch.full((1, 4, 100, 100), 700.0) + image(100, 100, 1, 4)])
 
 
+@pytest.mark.parametrize("norm", [GlobalResponseNorm, grn.GlobalResponseNorm])
+def test_squares_of_a_response_norm_are_looked_at(norm):
+    class Responses(nn.Module):
+        def __init__(self, scale):
+            super().__init__()
+            self.scale, self.norm = scale, seed_weights(norm(4))
+            self.pretrained_cfg = {"architecture": "responses"}
+
+        def forward(self, x):
+            return self.norm(x * self.scale).mean((1, 2))
+
+    images = [torch.rand(1, 6, 6, 4) + 1.0]
+    half.halved(Responses(30.0).eval(), images)
+    with pytest.raises(ValueError, match="responses overflows in `norm`: its values reach"):
+        half.halved(Responses(150.0).eval(), images)  # a length of 1,350 would not, nor would any value
+
+
+@torch.no_grad()
+def test_a_response_norm_for_phones_takes_no_sum_of_squares():
+    network = nn.Sequential(seed_weights(GlobalResponseNorm(4))).eval()
+    network.pretrained_cfg = {"architecture": "responses"}
+    form, x = formed(network, "portable"), 100.0 * (torch.rand(1, 9, 9, 4) + 1.0)
+    rounding = half._Rounding()
+    with rounding.of(form):
+        form(x)
+    sum_of_squares = float(x.square().sum((1, 2)).max())
+    assert max(rounding.largest.values()) * half.LARGEST < sum_of_squares / 2
+
+
 @pytest.mark.parametrize("name", KINDS[:2])
 def test_means_in_steps_are_means(name):
     network, x = seeded(name), image(64, 64, 1) if name == NAME else None
@@ -147,6 +179,7 @@ def test_images_of_one_class_are_warned_of(run, digits, tmp_path, capsys):
     assert "warning" not in capsys.readouterr().err
 
 
+PTE = {"format": "executorch", "output": "file.pte"}
 WRONG = {
     "precision=int8 needs `calibration`, a folder": {"precision": "int8"},
     "precision='bf16' must be one of fp32, fp16, int8": {"precision": "bf16"},
@@ -154,6 +187,11 @@ WRONG = {
     "int8='.' is short for precision=int8; leave it out beside precision=fp16": {"precision": "fp16", "int8": "."},
     "int8='.' is short for precision=int8 and calibration='.'; give one folder": {"calibration": ".", "int8": "."},
     "calibration='.' must be a folder with images in it": {"precision": "int8", "calibration": "."},
+    "backend='vulkan' is for format=executorch alone": {"backend": "vulkan"},
+    "backend='cuda' must be one of xnnpack, coreml, vulkan": PTE | {"backend": "cuda"},
+    "precision=fp16 does not go with backend=vulkan, whose files are in fp32": PTE
+    | {"backend": "vulkan", "precision": "fp16"},
+    "backend=coreml has no int8 here": PTE | {"backend": "coreml", "calibration": "."},
     "precision=fp16 is not one of fp32, int8, which format=executorch has: XNNPACK stores": {
         "format": "executorch",
         "output": "file.pte",
@@ -182,6 +220,8 @@ def test_the_page_has_every_format_and_precision():
     assert found == right
     for about in FORMATS.values():
         assert all(reason in text for reason in about.lacks.values())
+    named = re.findall(r"^\| `(\w+)` \| .*\]\((http\S+)\) \|$", text, re.MULTILINE)
+    assert named == [(rule.name, rule.source) for rule in neural.RULES]
 
 
 def test_every_format_says_what_it_lacks():

@@ -297,9 +297,25 @@ def _export(verbose: bool, **args: Any) -> int:
     if "int8" in found:
         for layer in found["int8"].get("layers", ())[:5]:
             _say(f"{layer['name']}: off by {100 * layer['error']:.1f}%")
-    if not found["checks"]:
-        _say(f"nothing here runs {found['format']}: the file was not compared with eager mode")
+    if "mlprogram" in found:
+        _tell_of_coreml(found)
+    elif not found["checks"]:
+        told = found[found["backend"]]
+        left = ", ".join(f"{count} {kind}" for kind, count in told["left"].items()) or "nothing"
+        _say(f"{found['backend']} takes {told['regions']} region(s), and {left} is left")
+        _say(f"nothing here runs executorch with {found['backend']}: the file was not compared with eager mode")
     return 0
+
+
+def _tell_of_coreml(found: Any) -> None:
+    told = found["mlprogram"]
+    if found["checks"]:
+        _say("nothing here runs coreml: torch computed what the operations in the file are defined to be")
+    else:
+        _say(f"nothing here runs coreml, and the file was not compared with eager mode: {told['not_compared']}")
+    for one in told["leaves_neural_engine"].values():
+        kinds = ", ".join(f"{count} {kind}" for kind, count in one["operations"].items())
+        _say(f"may leave the Neural Engine: {kinds} ({one['why']})")
 
 
 def _page(serve: bool, port: int, models: Sequence[str], verbose: bool, **args: Any) -> int:

@@ -29,6 +29,7 @@ from .task import Task, check_outputs, files_of
 __all__ = ["versions_of", "write_checked"]
 
 BITS = {"fp32": 32, "fp16": 16, "int8": 8}
+OWN = "what its operations are defined to be, computed by torch"
 SEEN = 8  # of the images to compare on, those that 16 bits are tried on beforehand
 
 
@@ -48,11 +49,13 @@ def write_checked(network: nn.Module, task: Task) -> dict[str, Any]:
             calibration = list(real_images(task.calibration, config))
             _warn_of_one_class(task, labels)
             told = _written(network, x, part, task, calibration, config)
-            checks = _checks(network, about.run(part), task, config, x, calibration, labels) if about.run else None
+            run = None if task.backend in about.backends else about.run(part)
+            checks = _checks(network, run, task, config, x, calibration, labels) if run else None
             written = [path for path in files_of(about, part) if path.exists()]
             manifest = _manifest(network, task, config, x, logits) | {
                 "labels": labels,
                 "checks": checks,
+                "checked_by": None if checks is None else OWN if about.stands_in else task.format,
                 "tolerance": task.tolerance,
             }
             manifest |= {
@@ -70,15 +73,17 @@ def _written(
     network: nn.Module, x: Tensor, part: Path, task: Task, calibration: list[Tensor], config: dict[str, Any]
 ) -> dict[str, Any]:
     """Write the file in the precision that is asked for, and return what is told of that."""
-    about = FORMATS[task.format]
-    if task.precision == "int8" and about.int8:
-        return about.int8(network, x, part, task.dynamic, calibration)
-    if task.precision == "fp16" and about.fp16:
+    about, told = FORMATS[task.format], {}
+    if task.precision == "fp16" or (task.precision == "int8" and about.int8_in_16):
         seen = [*random_images(x, ()), *real_images(task.images[:SEEN], config)]
         network = copied(network)  # norms may change in it, and the manifest has the digest of the weights as they are
-        told = halved(network, seen)
-        return {"fp16": told} | (about.fp16(network, x, part, task.dynamic) or {})
-    return about.write(network, x, part, task.dynamic) or {}
+        told = {"fp16": halved(network, seen)}
+    if task.backend is not None and task.backend in about.backends:
+        return told | (about.backends[task.backend][1](network, x, part, task.dynamic) or {})
+    if task.precision == "int8" and about.int8:
+        return told | about.int8(network, x, part, task.dynamic, calibration)
+    write = about.fp16 if task.precision == "fp16" and about.fp16 else about.write
+    return told | (write(network, x, part, task.dynamic) or {})
 
 
 def _warn_of_one_class(task: Task, labels: Sequence[str] | None) -> None:
@@ -183,6 +188,7 @@ def _manifest(network: Any, task: Task, config: dict[str, Any], x: Tensor, logit
     return {
         "format": task.format,
         "precision": task.precision,
+        **({"backend": task.backend} if task.backend else {}),
         "files": {},
         "architecture": cfg["architecture"],
         "weights_sha256": digests(save({name: own.contiguous().clone() for name, own in weights.items()}))["sha256"],

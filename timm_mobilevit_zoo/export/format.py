@@ -24,7 +24,8 @@ class Format(NamedTuple):
     `write` puts a network for images like `x` into a file, and returns what else is to be told of it; `dynamic` says
     which of `batch` and `size` may vary. `fp16` does so in 16 bits, with input and output in float32 all the same, and
     `int8` writes what computes in 8 bits, with ranges measured on images of `(1, C, H, W)`. `run` returns what runs the
-    file, None where nothing here can; it takes a number of threads, 0 for the runtime's own choice.
+    file, None where nothing here can; it takes a number of threads, 0 for the runtime's own choice. Where `stands_in`,
+    that is not the runtime, which needs another system, but what the operations in the file are defined to be.
     """
 
     suffix: str
@@ -32,11 +33,15 @@ class Format(NamedTuple):
     modules: tuple[str, ...]  # what must be installed
     dynamic: tuple[str, ...]  # what it can leave open
     write: Write
-    run: Callable[..., Run] | None
+    run: Callable[..., Run | None]
     beside: tuple[str, ...] = ()  # endings of files that come with it
     fp16: Write | None = None
     int8: Callable[[nn.Module, Tensor, Path, Sequence[str], Sequence[Tensor]], dict[str, Any]] | None = None
     calibrated: bool = True  # whether `int8` wants images; without them weights alone are in 8 bits
+    int8_in_16: bool = False  # whether all that `int8` leaves is in 16 bits, and may overflow there
+    stands_in: bool = False
+    # What takes operations instead of the usual library and cannot be run here; the precision in which it does.
+    backends: Mapping[str, tuple[Precision, Write]] = MappingProxyType({})
     precision: Precision = "fp32"  # where none is asked for
     lacks: Mapping[str, str] = MappingProxyType({})  # why it has no file of a precision
     needs: Mapping[str, tuple[str, str]] = MappingProxyType({})  # a module and its extra that a precision wants, too

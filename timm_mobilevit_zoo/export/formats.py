@@ -1,6 +1,6 @@
 """The formats that `export` writes, a line each."""
 
-from . import coreml, executorch, litert, mnn, ncnn, onnx, openvino
+from . import coreml, delegates, executorch, litert, mnn, ncnn, onnx, openvino
 from .format import Format
 
 __all__ = ["FORMATS"]
@@ -8,7 +8,7 @@ __all__ = ["FORMATS"]
 FORMATS: dict[str, Format] = {
     "onnx": onnx.FORMAT,
     "openvino": openvino.FORMAT,
-    "executorch": executorch.FORMAT,
+    "executorch": executorch.FORMAT._replace(backends=delegates.BACKENDS),
     "coreml": coreml.FORMAT,
     "litert": litert.FORMAT,
     "ncnn": ncnn.FORMAT,

@@ -52,4 +52,9 @@ def _run(path: Path, threads: int = 0) -> Run:
     return run
 
 
-FORMAT = Format(".param", "ncnn", ("pnnx", "ncnn"), (), _write, _run, (".bin",), fp16=partial(_write, half=True))
+# November 2026: the wheels hold a Python module and the converter, and Debian has no package of ncnn's tools.
+LACKS = {"int8": "its tools for that, ncnn2table and ncnn2int8, come with neither its wheel nor pnnx's"}
+
+FORMAT = Format(
+    ".param", "ncnn", ("pnnx", "ncnn"), (), _write, _run, (".bin",), fp16=partial(_write, half=True), lacks=LACKS
+)

@@ -23,6 +23,7 @@ __all__ = ["TOLERANCES", "Task", "files_of", "some_of", "task_of"]
 # Of a standard deviation of the logits. What runs in float32 is off by 1e-6 to 1e-4, in 16 bits by 1e-3 to 1e-2; in
 # 8 bits the mean counts: trained networks are off by 0.02 to 0.1, what is broken by 0.3 and more.
 TOLERANCES: dict[Precision, float] = {"fp32": 1e-3, "fp16": 0.03, "int8": 0.2}
+USUAL = "xnnpack"
 IMAGES, MEASURED = 64, 1000  # of a folder, at most: to compare, and to tell the accuracy in 8 bits
 
 
@@ -35,6 +36,7 @@ class Task(NamedTuple):
     dynamic: Sequence[str]
     images: list[Path]
     precision: Precision
+    backend: str | None
     calibration: list[Path]
     tolerance: float
     overwrite: bool
@@ -52,6 +54,7 @@ def task_of(
     tolerance: float | None = None,
     overwrite: bool = False,
     on_broken: str = "stop",
+    backend: str | None = None,
 ) -> Task:
     """Return the task, or raise what is wrong with an argument."""
     options = plain(dict(locals()))
@@ -64,7 +67,10 @@ def task_of(
         if one not in about.dynamic:
             can = f"one of {', '.join(about.dynamic)}" if about.dynamic else "left out"
             raise ValueError(f"dynamic={one!r} must be {can} for format={format}")
-    chosen = _precision(format, precision, options["calibration"], options["int8"])
+    if backend is not None:
+        _check_backend(format, backend, precision, options["calibration"] or options["int8"])
+        precision = precision or about.backends.get(backend, (None,))[0]
+    chosen = _precision(format, precision, options["calibration"], options["int8"], backend)
     folder = "int8" if options["int8"] else "calibration"
     check("export", options)
     tolerance = TOLERANCES[chosen] if options["tolerance"] is None else options["tolerance"]
@@ -74,7 +80,7 @@ def task_of(
     compared = _whole("images", some_of("images", options["images"], most), on_broken)
     measured = _whole(folder, some_of(folder, options[folder], CALIBRATION), on_broken)
     sides = (options["size"],) * 2 if isinstance(options["size"], int) else options["size"]
-    task = Task(format, target, sides, options["dynamic"], compared, chosen, measured, tolerance, overwrite)
+    task = Task(format, target, sides, options["dynamic"], compared, chosen, backend, measured, tolerance, overwrite)
     check_outputs(task)
     for module in about.modules:
         require(module, about.extra)
@@ -88,7 +94,20 @@ def task_of(
     return task
 
 
-def _precision(format: str, precision: str | None, calibration: str, int8: str) -> Precision:
+def _check_backend(format: str, backend: str, precision: str | None, images: str) -> None:
+    """Refuse what takes a format's operations if it cannot, or not in a precision."""
+    about = FORMATS[format]
+    if not about.backends:
+        raise ValueError(f"backend={backend!r} is for format=executorch alone")
+    if backend not in (USUAL, *about.backends):
+        raise ValueError(f"backend={backend!r} must be one of {', '.join((USUAL, *about.backends))}")
+    if backend in about.backends and precision not in (None, own := about.backends[backend][0]):
+        raise ValueError(f"precision={precision} does not go with backend={backend}, whose files are in {own}")
+    if backend in about.backends and images:
+        raise ValueError(f"backend={backend} has no int8 here; leave out the images for that")
+
+
+def _precision(format: str, precision: str | None, calibration: str, int8: str, backend: str | None) -> Precision:
     """Return the precision that is asked for, `int8=DIR` being short for it and its images.
 
     Raises:
@@ -102,7 +121,7 @@ def _precision(format: str, precision: str | None, calibration: str, int8: str) 
     if precision is not None and precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r} must be one of {', '.join(PRECISIONS)}")
     chosen: Precision = "int8" if int8 else about.precision if precision is None else precision
-    if chosen not in about.precisions:
+    if chosen not in about.precisions and backend not in about.backends:
         asked = f"int8={int8!r}" if int8 else f"precision={chosen}"
         can = ", ".join(about.precisions)
         others = ", ".join(name for name, one in FORMATS.items() if chosen in one.precisions)

@@ -28,6 +28,7 @@ def export(
     calibration: str = "",
     int8: str = "",
     on_broken: Literal["stop", "skip"] = "stop",
+    backend: Literal["xnnpack", "coreml", "vulkan"] | None = None,
     tolerance: float | None = None,
     pretrained: bool = True,
     trust: bool = False,
@@ -42,8 +43,8 @@ def export(
         output: File to write, ending in .onnx, .xml, .pte, .mlpackage, .tflite, .param or .mnn. A manifest is written
             beside it.
         size: Side of the square input, or its height and width, in pixels; the model's own if not given.
-        dynamic: What may vary between calls; if not given, the file takes one image of one size. For onnx and openvino
-            only.
+        dynamic: What may vary between calls; if not given, the file takes one image of one size. For onnx, openvino and
+            mnn only.
         images: Folder of images to compare on too; it may have one folder per class. If these are named like the
             model's labels, accuracy is measured too.
         precision: Numbers in the file: fp32, fp16 or int8, if the format has it. If not given, fp16 for coreml, which
@@ -52,6 +53,8 @@ def export(
             compute in 8 bits, with ranges measured on up to 128 of these images.
         int8: The same folder; short for both of these options.
         on_broken: First read the images to be used from both folders, and stop at broken ones or skip them.
+        backend: What computes, for executorch only: xnnpack on CPUs, coreml on Apple's systems, in 16 bits, or vulkan
+            on GPUs. Files for coreml and vulkan are written without being run. If not given, xnnpack.
         tolerance: Largest error of a logit, in standard deviations of eager mode's logits; 0.001 if not given, 0.03
             with fp16. With int8, largest root mean square error of all logits; 0.2 if not given.
         pretrained: Give a name its published weights; to measure speed, random ones are enough.
@@ -69,7 +72,9 @@ def export(
     model = plain(model)
     if not isinstance(model, str):
         raise ValueError(f"model={model!r} must be a folder or a name; to_{format} takes a network")
-    task = task_of(format, output, size, dynamic, images, precision, calibration, int8, tolerance, overwrite, on_broken)
+    task = task_of(
+        format, output, size, dynamic, images, precision, calibration, int8, tolerance, overwrite, on_broken, backend
+    )
     if pretrained and timm.is_model(model) and not Path(model).exists():
         cfg: Any = timm.get_pretrained_cfg(model)
         if not cfg.has_weights:
@@ -84,17 +89,19 @@ def to_onnx(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
         network: A classifier in evaluation mode, of ours or of timm's, on any device, in any type and memory format;
             also in DistributedDataParallel, an average of weights or torch.compile. It is left as it is.
         output: File to write, ending in .onnx; a manifest, `output` and `.json`, is written beside it.
-        **options: `size`, `dynamic`, `images`, `precision`, `calibration`, `int8`, `on_broken`, `tolerance` and
-            `overwrite`, as `export` has them.
+        **options: `size`, `dynamic`, `images`, `precision`, `calibration`, `int8`, `on_broken`, `backend`, `tolerance`
+            and `overwrite`, as `export` has them.
 
     Returns:
         The manifest: `format`, `precision`, `files` with bytes and sha256, `architecture`, `weights_sha256`, `input`
         (name, shape with None for what may differ, layout; colours, number to divide by, mean and std, in the order in
         which they prepare a photo), `output` (logits, and how probabilities follow), `labels`, `checks` (for `random`
         and `real` images how many, the largest `error` in standard deviations of the logits and the root mean square,
-        `rms`, of all, and the share that has the same `top1`), `versions`; of executorch also `xnnpack`, the `regions`
-        that it takes and the operators `left` out of them; of coreml `mlprogram`, how many results are of each of its
-        `types`, and its `casts`.
+        `rms`, of all, and the share that has the same `top1`), `versions`; of executorch also `xnnpack` (or another
+        `backend`, whose `checks` are None), the `regions` that it takes and the operators `left` out of them; of coreml
+        `mlprogram`: how many results are of each of its `types`, its `casts`, how many `weights_in_8_bits` there are,
+        and what is reported to leave the Neural Engine, by rule (`operations`, `why`, `source`). `checked_by` says what
+        computed the checks.
         With fp16 also that: `layers`, those with the largest values (or sums of a row), as a share of 65,504, the
         largest number in 16 bits; the `error` of the logits where the result of every step is rounded to 16 bits;
         `norms`, those that compute on values made smaller by a `factor`; for onnx `float32`, the operators that stay
@@ -120,14 +127,15 @@ def to_openvino(network: nn.Module, output: str, **options: Any) -> dict[str, An
 
 
 def to_executorch(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
-    """Write a network for ExecuTorch with XNNPACK, `output` ending in .pte; see `to_onnx` for the rest."""
+    """Write a network for ExecuTorch, `output` ending in .pte, for XNNPACK or another `backend`; see `to_onnx`."""
     return _to("executorch", network, output, **options)
 
 
 def to_coreml(network: nn.Module, output: str, **options: Any) -> dict[str, Any]:
     """Write a network for Core ML, `output` ending in .mlpackage; see `to_onnx` for the rest.
 
-    The file is not run: only the names of its input and output and the input's shape are compared.
+    Core ML does not run it: torch computes what the operations in the file are defined to be. In int8 weights alone are
+    in 8 bits, which needs no images, and the rest in 16.
     """
     return _to("coreml", network, output, **options)
 
