@@ -144,7 +144,12 @@ def test_a_wrong_file_is_not_kept(monkeypatch, photos, tmp_path):
         ({"int8": "nowhere"}, "int8='nowhere' must be a folder with images in it"),
         (
             {"format": "coreml", "output": "file.mlpackage", "int8": "."},
-            "int8='.' is not one of fp32, fp16, which format=coreml has; onnx, openvino, executorch, litert, mnn can",
+            "int8='.' has no effect for format=coreml: weights alone are in 8 bits",
+        ),
+        (
+            {"format": "ncnn", "output": "file.param", "int8": "."},
+            "int8='.' is not one of fp32, fp16, which format=ncnn has: its tools for that, ncnn2table and ncnn2int8, "
+            "come with neither its wheel nor pnnx's; onnx, openvino, executorch, coreml, litert, mnn can",
         ),
     ],
 )
