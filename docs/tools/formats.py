@@ -122,7 +122,9 @@ def _error(row: dict[str, Any], format: str, reasons: dict[str, int]) -> str:
         source = next((f"; {url}" for part, url in KNOWN.items() if part in row["failed"]), "")
         reason = f"`{format}`: {row['failed']}{source}"
         return f"no ({reasons.setdefault(reason, len(reasons) + 1)})"
-    return f"{row['checks']['random']['error']:.0e}" if row["checks"] else "written"
+    if not row["checks"]:
+        return "written"
+    return "computed " * formats.FORMATS[format].stands_in + f"{row['checks']['random']['error']:.0e}"
 
 
 def latency() -> str:
