@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from timm_mobilevit_zoo.bench.run import cpu_name
+from timm_mobilevit_zoo.common.machine import cpu_name
 
 DOCS = Path(__file__).resolve().parents[1]
 PACKAGED = Path("/usr/share/datasets/fashion-mnist")

@@ -21,10 +21,12 @@ import torch
 from tqdm import tqdm
 
 from timm_mobilevit_zoo import bench
-from timm_mobilevit_zoo.bench.run import busy_seconds, cpu_name, take_turns
+from timm_mobilevit_zoo.bench.machine import busy_seconds
+from timm_mobilevit_zoo.bench.run import take_turns
+from timm_mobilevit_zoo.common.machine import cpu_name
 from timm_mobilevit_zoo.export import formats
 from timm_mobilevit_zoo.export.checked import versions_of
-from timm_mobilevit_zoo.export.task import TOLERANCE
+from timm_mobilevit_zoo.export.task import TOLERANCES
 from timm_mobilevit_zoo.models.probe import seed_weights
 
 NAMES = ("cloformer_xxs", "mobilevit_xxs")
@@ -56,7 +58,7 @@ def measure(format: str, rounds: int, seconds: float) -> dict[str, Any]:
                     if way != "eager":
                         call = _file(about, network, x, Path(folder, f"{name}_{len(rows)}{about.suffix}"), way)
                         off = (torch.as_tensor(call()) - eager()).abs().max() / eager().std()
-                        if not off <= TOLERANCE:
+                        if not off <= TOLERANCES["fp32"]:
                             raise ValueError(f"off by {off:.1e} of the logits' deviation")
                     calls.append(call)
                 except Exception as error:  # each runtime has errors of its own
