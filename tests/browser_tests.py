@@ -10,11 +10,13 @@ import os
 import signal
 import sys
 import threading
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -45,6 +47,7 @@ FLAGS = [
     "--use-fake-ui-for-media-stream",
 ]
 OTHERS = ["test_resnet", KINDS[1]]  # timm's smallest, without attention, and one of ours with a class token
+PRECISIONS = ["fp32", "fp16", "int8"]
 SIZE = 64
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1200, "height": 900}
 LABELS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -91,13 +94,35 @@ def site(model, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def url(site):
-    """The page as the command serves it."""
+def precise(digits, tmp_path_factory):
+    """A page whose models are in each precision."""
+    folder = tmp_path_factory.mktemp("precise") / "site"
+    calibration = str(digits["train"][0].parent.parent)
+    given = {"precision": PRECISIONS, "calibration": calibration, "runtime": os.environ["ZOO_ORT_WEB"]}
+    write_page(OTHERS, output=str(folder), pretrained=False, **given)
+    return folder
+
+
+@contextmanager
+def served(site):
     command = [sys.executable, "-m", "timm_mobilevit_zoo", "page", "-o", str(site), "--serve"]
     with interruptible(command) as server:
         yield server.stdout.readline().split()[0]
         server.send_signal(signal.SIGINT)
         assert server.wait(20) == 0
+
+
+@pytest.fixture(scope="session")
+def url(site):
+    """The page as the command serves it."""
+    with served(site) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def precise_url(precise):
+    with served(precise) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")
@@ -344,7 +369,7 @@ def test_webgpu_computes_the_same(chromium_with_gpu, url):
     found = tab.evaluate(
         """async () => {
           const [{ Engine }, { state }] = [await import("./engine.js"), await import("./app.js")];
-          const model = state.index.models.at(-1);
+          const model = state.index.models.at(-1).files[0];
           const logits = [];
           for (const backend of ["wasm", "webgpu"]) {
             const engine = new Engine();
@@ -362,19 +387,145 @@ def test_webgpu_computes_the_same(chromium_with_gpu, url):
 
 
 @pytest.mark.parametrize(("off", "told"), [("0.0009", False), ("0.5", True), ("NaN", True)])
-def test_a_back_end_that_computes_otherwise_is_told(visit, url, off, told):
+def test_logits_that_differ_from_the_first_backends_are_told(visit, url, off, told):
     tab = visit(url + "preprocess.js")
     text = tab.evaluate(
         """async (off) => {
           const { fillTable } = await import("./timing.js");
           const body = document.createElement("tbody");
-          fillTable(body, [{ model: "m", backend: "b", median: 2, q1: 1, q3: 3, ratio: 1, off: Number(off) }]);
+          const times = { median: 2, q1: 1, q3: 3, ratio: 1, off: Number(off), tolerance: 1e-3 };
+          fillTable(body, [{ model: "m", precision: "fp32", bytes: 2 ** 20, backend: "b", ...times }]);
           return body.textContent;
         }""",
         off,
     )
-    assert ("computes otherwise: off by" in text) == told
+    assert text.startswith("mfp32, 1.0 MiBb")
+    assert ("logits off by" in text) == told
     assert text.endswith("3.001.00")
+
+
+def logits_of(path, x):
+    """What onnxruntime makes of an image, here."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x})[0])[0]
+
+
+def test_each_precision_classifies_as_python_does(visit, precise, precise_url, digits):
+    tab, index = visit(precise_url), json.loads((precise / "models" / "index.json").read_text())
+    ready(tab)
+    for model in index["models"]:
+        tab.select_option("#model", model["name"])
+        shares = {}
+        for file in model["files"]:
+            path = precise / "models" / file["file"]
+            size = f"{file['precision']}, {path.stat().st_size / 2**20:.1f} MiB"
+            tab.select_option("#precision", label=size)
+            expect(tab.locator("#about")).to_contain_text(f"{model['name']}: ")
+            expect(tab.locator("#about")).to_contain_text(size)
+            ready(tab)
+            manifest = json.loads((precise / "models" / file["manifest"]).read_text())
+            config = manifest["input"] | {"input_size": manifest["input"]["shape"][1:]}
+            wanted = logits_of(path, reader(config)(digits["val"][0])[None].numpy()).softmax(0)
+            shares[file["precision"]] = classify(tab, digits["val"][0])
+            for found in shares[file["precision"]]:
+                assert found["probability"] == pytest.approx(float(wanted[found["index"]]), rel=2e-3)
+            note = tab.inner_text("#precision-note")
+            assert ("WASM, which has no 16-bit arithmetic" in note) == (file["precision"] == "fp16")
+            assert ("maps are always computed in fp32" in note) == (file["precision"] != "fp32" and bool(model["maps"]))
+        of = [[one["probability"] for one in shares[precision]] for precision in PRECISIONS]
+        assert of[0] != of[1] != of[2], "or one file was run for all"
+
+
+def test_precisions_are_timed_beside_fp32(visit, precise_url, digits):
+    tab = visit(precise_url)
+    ready(tab)
+    classify(tab, digits["val"][0])
+    tab.fill("#runs", "3")
+    tab.fill("#threads", "1")
+    tab.click("#time")
+    expect(tab.locator("#timings")).to_be_visible(timeout=2 * WAIT)
+    expect(tab.locator("#to-fp32")).to_be_visible()
+    rows = state(tab, "report")["rows"]
+    ran = [row for row in rows if "error" not in row]
+    assert [(row["model"], row["precision"]) for row in ran[:6]] == [(m, p) for m in OTHERS for p in PRECISIONS]
+    medians = {(row["model"], row["backend"], row["precision"]): row["median"] for row in ran}
+    shown = tab.locator("#rows tr").all()
+    assert len(shown) == len(rows)
+    for row, line in zip(rows, shown, strict=True):
+        assert f"{row['precision']}, {row['bytes'] / 2**20:.1f} MiB" in line.inner_text()
+        if "error" not in row:
+            whole = medians[row["model"], row["backend"], "fp32"]
+            assert row["ratioToFp32"] == pytest.approx(row["median"] / whole)
+            assert line.locator("td:last-child").inner_text() == f"{row['ratioToFp32']:.2f}"
+            assert row["off"] <= row["tolerance"] == {"fp32": 1e-3, "fp16": 0.03, "int8": 0.2}[row["precision"]]
+    for width in (390, 360, 820, 1200):
+        tab.set_viewport_size({"width": width, "height": 844})
+        assert overflow(tab) == []
+        if folder := os.environ.get("ZOO_SCREENSHOTS"):
+            tab.screenshot(path=Path(folder, f"precisions-{width}.png"), full_page=True)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "precision", "lack"),
+    [
+        ("null", "fp32", "This browser has no WebGPU"),
+        ("{ requestAdapter: async () => null }", "fp32", "This browser has WebGPU, but this device cannot use it"),
+        ("{ requestAdapter: async () => { throw 0; } }", "int8", "This browser has WebGPU, but this device"),
+        ("{ requestAdapter: async () => ({ features: new Set() }) }", "fp32", ""),
+        ("{ requestAdapter: async () => ({ features: new Set() }) }", "int8", ""),
+        ("{ requestAdapter: async () => ({ features: new Set() }) }", "fp16", "it lacks shader-f16"),
+        ("{ requestAdapter: async () => ({ features: new Set(['shader-f16']) }) }", "fp16", ""),
+    ],
+)
+def test_what_a_devices_webgpu_lacks(visit, url, gpu, precision, lack):
+    tab = visit(url + "preprocess.js")
+    found = tab.evaluate(f"async () => (await import('./gpu.js')).lackOf({gpu}, '{precision}')")
+    assert lack in found
+    assert bool(found) == bool(lack)
+
+
+def test_a_gpu_without_16_bits_runs_the_others_and_says_so(chromium_with_gpu, precise, precise_url):
+    """SwiftShader has no shader-f16; in 8 bits it rounds other halves than a CPU."""
+    tab = chromium_with_gpu.new_page()
+    tab.goto(precise_url)
+    ready(tab)
+    lack = "WebGPU on this device cannot compute in 16 bits (it lacks shader-f16)"
+    expect(tab.locator("#gpu-note")).to_have_text(f"{lack}: fp16 models are timed on WASM only.")
+    found = tab.evaluate(
+        """async () => {
+          const [{ Engine }, { state }] = [await import("./engine.js"), await import("./app.js")];
+          const engine = new Engine();
+          await engine.call("start", { backend: "webgpu", threads: 1, sizes: state.index.runtime.files });
+          const found = {};
+          for (const file of state.index.models.at(-1).files) {
+            try {
+              await engine.call("open", file);
+              const { input, output } = file.manifest;
+              found[file.precision] = Array.from(await engine.call("check", { file: file.file, input, output }));
+            } catch (error) {
+              found[file.precision] = error.message;
+            }
+          }
+          engine.close();
+          return found;
+        }"""
+    )
+    assert found.pop("fp16") == lack
+    for file in json.loads((precise / "models" / "index.json").read_text())["models"][-1]["files"]:
+        if file["precision"] in found:
+            logits = torch.tensor(found[file["precision"]])
+            right = logits_of(precise / "models" / file["file"], noise(precise, file))
+            rms = float((logits - right).square().mean().sqrt() / right.std())
+            assert rms < {"fp32": 1e-4, "int8": 0.05}[file["precision"]]
+
+
+def noise(site, file):
+    """The numbers that the page's worker makes up."""
+    shape, seed, values = json.loads((site / "models" / file["manifest"]).read_text())["input"]["shape"], 1, []
+    for _ in range(int(np.prod(shape))):
+        seed = (seed * 1664525 + 1013904223) % 2**32
+        values.append((seed - (seed >= 2**31) * 2**32) / 2**31)
+    return np.array(values, dtype=np.float32).reshape(shape)
 
 
 def test_any_server_of_files_does_with_one_thread(visit, plain, digits):
@@ -406,19 +557,20 @@ def test_what_goes_wrong_is_said(visit, url, site, tmp_path, digits):
     tab = visit(url)
     ready(tab)
     tab.set_input_files("#file", tmp_path / "none.png")
-    expect(tab.locator("#status")).to_have_text("none.png cannot be read as an image")
+    expect(tab.locator("#status")).to_have_text("This browser cannot read none.png as an image")
     classify(tab, digits["val"][0])
     tab.click("#time")
     tab.click("#stop")
-    expect(tab.locator("#timing-status")).to_have_text("stopped")
+    expect(tab.locator("#timing-status")).to_have_text("Stopped")
     expect(tab.locator("#time")).to_be_enabled()
     lost = site / "models" / f"{OTHERS[1]}.onnx"
     lost.rename(tmp_path / "lost")
     try:
         tab.select_option("#model", OTHERS[1])
-        expect(tab.locator("#status")).to_have_text(f"models/{lost.name} cannot be read: the server answers 404")
+        expect(tab.locator("#status")).to_have_text(f"Cannot load models/{lost.name}: the server answered 404")
     finally:
         (tmp_path / "lost").rename(lost)
+    expect(tab.locator("#model")).to_have_value("digits")  # what is still shown
 
 
 def test_the_keyboard_reaches_everything(visit, url, digits):

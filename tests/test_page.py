@@ -17,9 +17,10 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from zoo import KINDS, create, interruptible
+from zoo import KINDS, create, interruptible, write_blots
 
 from timm_mobilevit_zoo import cli
+from timm_mobilevit_zoo.export import task
 from timm_mobilevit_zoo.maps.panels import panels_of
 from timm_mobilevit_zoo.maps.recording import record
 from timm_mobilevit_zoo.models.probe import seed_weights
@@ -78,8 +79,10 @@ def test_what_is_written(networks, runtime, tmp_path):
     with_maps, without = found["models"]
     assert (with_maps["name"], without["name"], without["maps"]) == (NAME, PLAIN, None)
     for model in found["models"]:
-        manifest = json.loads((target / "models" / model["manifest"]).read_text())
-        assert model["bytes"] == (target / "models" / model["file"]).stat().st_size
+        (file,) = model["files"]
+        assert (file["precision"], file["file"]) == ("fp32", f"{model['name']}.onnx")
+        manifest = json.loads((target / "models" / file["manifest"]).read_text())
+        assert file["bytes"] == (target / "models" / file["file"]).stat().st_size
         assert manifest["checks"]["random"]["error"] < 1e-4
     assert found["runtime"]["files"] == {part: len(f"// {part}") for part in ortweb.PARTS}
     assert (target / "runtime" / "LICENSE").read_text().count("Copyright (c) Microsoft Corporation") == 1
@@ -88,6 +91,59 @@ def test_what_is_written(networks, runtime, tmp_path):
     assert f'content="{POLICY}"' in html
     assert "{{" not in html
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    write_blots(folder, 4)
+    return folder
+
+
+def test_each_precision_is_written_and_checked(networks, runtime, photos, tmp_path):
+    given = dict(precision=["int8", "fp32", "fp16", "fp32"], calibration=str(photos), runtime=str(runtime))
+    found = page([NAME, PLAIN], output=str(tmp_path / "site"), pretrained=False, **given)
+    for model in found["models"]:
+        name, folder = model["name"], tmp_path / "site" / "models"
+        files = {file["precision"]: file for file in model["files"]}
+        assert list(files) == ["int8", "fp32", "fp16"], "the page begins with the first, and has none twice"
+        assert [file["file"] for file in model["files"]] == [f"{name}.int8.onnx", f"{name}.onnx", f"{name}.fp16.onnx"]
+        assert files["fp32"]["bytes"] > 1.6 * files["fp16"]["bytes"] > 1.6 * files["int8"]["bytes"]
+        for precision, file in files.items():
+            assert (folder / file["file"]).stat().st_size == file["bytes"]
+            manifest = json.loads((folder / file["manifest"]).read_text())
+            assert manifest["precision"] == precision
+            (checks,) = manifest["checks"].items()
+            assert checks[0] == ("calibration" if precision == "int8" else "random")
+            assert checks[1]["rms" if precision == "int8" else "error"] <= manifest["tolerance"]
+        assert set(manifest["files"]) == {f"{name}.fp16.onnx"}
+    with_maps = found["models"][0]["maps"]
+    assert with_maps["error"] < 1e-4, "maps stay in fp32"
+    assert {path.name for path in folder.iterdir()} == {
+        "index.json",
+        with_maps["file"],
+        *(file[key] for model in found["models"] for file in model["files"] for key in ("file", "manifest")),
+    }
+
+
+def test_a_wrong_file_of_a_precision_is_not_kept(networks, runtime, photos, tmp_path, monkeypatch):
+    monkeypatch.setitem(task.TOLERANCES, "int8", 1e-9)
+    given = dict(precision=["fp32", "int8"], calibration=str(photos), runtime=str(runtime))
+    with pytest.raises(ValueError, match=rf"onnx computes {PLAIN} wrongly in 8 bits: on calibration images"):
+        page([PLAIN], output=str(tmp_path / "site"), pretrained=False, **given)
+    assert not (tmp_path / "site").exists()
+
+
+def test_broken_images_to_calibrate_on_stop_it_before_any_work(runtime, photos, tmp_path, monkeypatch, capsys):
+    (photos / "broken.png").write_text("no image")
+    monkeypatch.setattr(write, "load", lambda *args: pytest.fail("it began"))
+    given = dict(precision=["fp32", "int8"], calibration=str(photos), runtime=str(runtime), pretrained=False)
+    with pytest.raises(ValueError, match=r"calibration: 1 image\(s\) are broken; repair them or choose on_broken=skip"):
+        page([PLAIN], output=str(tmp_path / "site"), **given)
+    monkeypatch.setattr(write, "load", lambda model, pretrained, trust: seed_weights(create(model)))
+    page([PLAIN], output=str(tmp_path / "site"), on_broken="skip", **given)
+    assert re.findall(r"skipped: .*broken\.png", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("name", [NAME, "cloformer_xxs"])
@@ -132,6 +188,7 @@ def test_names(tmp_path, monkeypatch):
     assert write._names(["new/run", "new/run-3", "old/run"]) == ["run", "run-3", "run-2"], "numbered by hand"
     assert write._names(["run-2", "run", "x/run"]) == ["run-2", "run", "run-3"]
     assert write._names(["run", "run.maps", "Run", "run.onnx"]) == ["run", "run.maps-2", "Run-2", "run.onnx"]
+    assert write._names(["run.int8", "run", "run.fp16"]) == ["run.int8", "run-2", "run.fp16"]
 
 
 BAD = {
@@ -151,6 +208,14 @@ BAD = {
         "runtime": "runtime/package.json"
     },
     r"images='nowhere' must be a folder with images in it": {"images": "nowhere"},
+    r"calibration='nowhere' must be a folder with images in it": {"precision": ["int8"], "calibration": "nowhere"},
+    r"calibration='runtime' must be a folder with images in it": {"precision": ["int8"], "calibration": "runtime"},
+    r"calibration='runtime' needs precision=int8": {"precision": ["fp32", "fp16"], "calibration": "runtime"},
+    r"precision=int8 needs `calibration`, a folder of images such as the": {"precision": ["fp32", "int8"]},
+    r"precision='bf16' must be one of fp32, fp16, int8": {"precision": ["bf16"]},
+    r"precision='int8' must be a list": {"precision": "int8"},
+    r"`precision` is empty": {"precision": []},
+    r"on_broken='skip' goes with `images` or `calibration`": {"on_broken": "skip"},
     r"models='cloformer_xxs' has no published weights; `pretrained=False` takes": {"pretrained": True},
     r"model='resnet19' is neither a folder nor a model of timm's": {"models": ["resnet19"]},
 }
@@ -159,7 +224,7 @@ BAD = {
 @pytest.mark.parametrize("message", BAD)
 def test_bad_arguments_are_named_before_any_work(monkeypatch, runtime, tmp_path, message):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("timm_mobilevit_zoo.export.write.write_checked", lambda *args: pytest.fail("it began"))
+    monkeypatch.setattr("timm_mobilevit_zoo.page.write.write_checked", lambda *args: pytest.fail("it began"))
     monkeypatch.setattr(ortweb, "fetch", lambda *args: pytest.fail("it fetched"))
     options = {"models": ["cloformer_xxs"], "output": "site", "runtime": "runtime", "pretrained": False} | BAD[message]
     with pytest.raises((ValueError, FileNotFoundError), match="^" + message):
@@ -238,7 +303,7 @@ def test_the_command_writes_and_serves(runtime, tmp_path):
     command += ["--runtime", str(runtime), "--serve"]
     with interruptible(command) as server:
         try:
-            assert server.stdout.readline().endswith(f"s: {PLAIN}, 1.8 MiB, no attention that is recorded\n")
+            assert server.stdout.readline().endswith(f"s: {PLAIN}, fp32 1.8 MiB, no attention that is recorded\n")
             url = server.stdout.readline().split()[0]
             assert url.startswith("http://127.0.0.1:")
             kinds = {

@@ -140,6 +140,10 @@ BESIDE = {
         ["--port", 80],
         ["--images", "full"],
         ["--runtime", "full"],
+        ["--precision", "bf16"],
+        ["--precision", "fp32", "int8"],
+        ["--precision", "int8", "--calibration", "full"],
+        ["--calibration", "data"],
     ],
     "demo": [["-o", "full"], ["-m", "cloformer_xss"]],
 }

@@ -257,7 +257,7 @@ def _page(options: Options) -> None:
         raise FileNotFoundError(f"output={output!r} needs a folder that exists; {str(target.parent)!r} does not")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise ValueError(f"output={output!r} must be a new or empty folder")
-    _need_images(options, ("images",))
+    _need_images(options, ("images", "calibration"))
     for model in models:
         is_folder(model)
 

@@ -326,7 +326,8 @@ def _page(serve: bool, port: int, models: Sequence[str], verbose: bool, **args: 
             found = page.page(models, **args)
         for model in found["models"]:
             maps = f"{len(model['maps']['outputs'])} maps" if model["maps"] else "no attention that is recorded"
-            _say(f"{args['output']}: {model['name']}, {model['bytes'] / 2**20:.1f} MiB, {maps}")
+            sizes = ", ".join(f"{file['precision']} {file['bytes'] / 2**20:.1f} MiB" for file in model["files"])
+            _say(f"{args['output']}: {model['name']}, {sizes}, {maps}")
     if serve:
         page.serve(args["output"], port=port)
     else:

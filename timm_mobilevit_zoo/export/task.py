@@ -18,7 +18,7 @@ from .format import PRECISIONS, Format, Precision
 from .formats import FORMATS
 from .int8 import CALIBRATION
 
-__all__ = ["TOLERANCES", "Task", "files_of", "some_of", "task_of"]
+__all__ = ["TOLERANCES", "Task", "files_of", "precision_of", "some_of", "task_of"]
 
 # Of a standard deviation of the logits. What runs in float32 is off by 1e-6 to 1e-4, in 16 bits by 1e-3 to 1e-2; in
 # 8 bits the mean counts: trained networks are off by 0.02 to 0.1, what is broken by 0.3 and more.
@@ -70,7 +70,7 @@ def task_of(
     if backend is not None:
         _check_backend(format, backend, precision, options["calibration"] or options["int8"])
         precision = precision or about.backends.get(backend, (None,))[0]
-    chosen = _precision(format, precision, options["calibration"], options["int8"], backend)
+    chosen = precision_of(format, precision, options["calibration"], options["int8"], backend)
     folder = "int8" if options["int8"] else "calibration"
     check("export", options)
     tolerance = TOLERANCES[chosen] if options["tolerance"] is None else options["tolerance"]
@@ -107,7 +107,9 @@ def _check_backend(format: str, backend: str, precision: str | None, images: str
         raise ValueError(f"backend={backend} has no int8 here; leave out the images for that")
 
 
-def _precision(format: str, precision: str | None, calibration: str, int8: str, backend: str | None) -> Precision:
+def precision_of(
+    format: str, precision: str | None, calibration: str, int8: str = "", backend: str | None = None
+) -> Precision:
     """Return the precision that is asked for, `int8=DIR` being short for it and its images.
 
     Raises:

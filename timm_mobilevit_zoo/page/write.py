@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +19,10 @@ from timm_mobilevit_zoo.common.files import appearing, claiming, digests
 from timm_mobilevit_zoo.common.images import data_config, images_in
 from timm_mobilevit_zoo.common.progress import step
 from timm_mobilevit_zoo.common.quiet import converting
-from timm_mobilevit_zoo.export import to_onnx
-from timm_mobilevit_zoo.export.format import INPUT
+from timm_mobilevit_zoo.export.checked import write_checked
+from timm_mobilevit_zoo.export.format import INPUT, PRECISIONS, Precision
 from timm_mobilevit_zoo.export.formats import FORMATS
-from timm_mobilevit_zoo.export.task import TOLERANCES
+from timm_mobilevit_zoo.export.task import TOLERANCES, Task, precision_of, task_of
 from timm_mobilevit_zoo.maps.panels import KINDS, panels_of
 from timm_mobilevit_zoo.maps.recording import record
 from timm_mobilevit_zoo.models.loading import load
@@ -40,6 +40,8 @@ def page(
     output: str,
     runtime: str = "",
     fetch_runtime: bool = False,
+    precision: Sequence[Literal["fp32", "fp16", "int8"]] = ("fp32",),
+    calibration: str = "",
     images: str = "",
     on_broken: Literal["stop", "skip"] = "stop",
     pretrained: bool = True,
@@ -52,15 +54,18 @@ def page(
         output: Folder to write; it must be new or empty.
         runtime: ONNX Runtime Web: the file from `npm pack`, or an unpacked folder.
         fetch_runtime: Get ONNX Runtime Web with `npm pack`, about 32 MB.
+        precision: Numbers in the models' files: each model is written once for each precision, and the page begins with
+            the first. Attention maps stay in fp32.
+        calibration: Folder of images like those that the models will see, for int8; up to 128 of them are used.
         images: Folder of images to compare the written models on, beside random ones.
-        on_broken: Stop at broken ones of these images, or skip them.
+        on_broken: First read the images to be used from both folders, and stop at broken ones or skip them.
         pretrained: Give names their published weights; to measure speed, random ones are enough.
         trust: Load folders without checking their contents.
 
     Returns:
-        What the page reads first: `models`, each with its `name`, `file`, `bytes`, `manifest`, `maps` (None without
-        recorded attention) and whether its weights are `random`; the `runtime` with its `version` and `files`; and
-        `versions`.
+        What the page reads first: `models`, each with its `name`, `files` (for each precision the `precision`, `file`,
+        `bytes` and `manifest`), `maps` (None without recorded attention) and whether its weights are `random`; the
+        `runtime` with its `version` and `files`; and `versions`.
 
     Raises:
         ValueError: For arguments that cannot work, before any work, and for a file that computes something else.
@@ -71,22 +76,20 @@ def page(
     if isinstance(models, list):
         options["models"] = list(options["models"])  # messages tell what was given
     check("page", options)
-    models, output, runtime, images = (options[name] for name in ("models", "output", "runtime", "images"))
-    target = Path(output)
+    models, target, runtime = options["models"], Path(options["output"]), options["runtime"]
     if bool(runtime) == fetch_runtime:
         raise ValueError(
             f"the page needs onnxruntime-web {ortweb.VERSION}: give `fetch_runtime=True`, which runs "
             f"`{ortweb.COMMAND}`, or as `runtime` the file or folder that this left, and not both"
         )
-    if on_broken != "stop" and not images:
-        raise ValueError(f"on_broken={on_broken!r} goes with `images`")
-    if images and not (Path(images).is_dir() and images_in(Path(images))):
-        raise ValueError(f"images={images!r} must be a folder with images in it")
+    precisions = _precisions(options["precision"], options["calibration"])
+    _check_images(options)
     for module in FORMATS["onnx"].modules:
         require(module, FORMATS["onnx"].extra)
     parts = None if fetch_runtime else ortweb.read(Path(runtime))
     with claiming(target, "output"):
         check("page", options)  # another may have written it since
+        tasks = _tasks(target, precisions, options)
         named = dict(zip(_names(models), models, strict=True))
         networks = {name: _load(model, pretrained, trust) for name, model in named.items()}
         fresh = set() if pretrained else {name for name, model in named.items() if not Path(model).exists()}
@@ -94,12 +97,50 @@ def page(
             with tempfile.TemporaryDirectory() as scratch:
                 parts = ortweb.fetch(Path(scratch))
         with appearing(target) as part:
-            compared = {"images": images, "on_broken": on_broken} if images else {}
-            return _fill(part, networks, parts, compared, fresh)
+            return _fill(part, networks, parts, tasks, fresh)
+
+
+def _precisions(asked: Sequence[Precision], calibration: str) -> list[Precision]:
+    """Return the precisions that are asked for, each once.
+
+    Raises:
+        ValueError: Without any, and where they and the images for int8 do not go together.
+    """
+    if not asked:
+        raise ValueError("`precision` is empty")
+    for one in asked:
+        precision_of("onnx", one, calibration if one == "int8" or "int8" not in asked else "")
+    return list(dict.fromkeys(asked))
+
+
+def _check_images(options: Mapping[str, Any]) -> None:
+    """Refuse folders without images, and a choice about images where there are none."""
+    for name in ("calibration", "images"):
+        folder = options[name]
+        if folder and not (Path(folder).is_dir() and images_in(Path(folder))):
+            raise ValueError(f"{name}={folder!r} must be a folder with images in it")
+    if options["on_broken"] != "stop" and not (options["images"] or options["calibration"]):
+        raise ValueError(f"on_broken={options['on_broken']!r} goes with `images` or `calibration`")
+
+
+def _tasks(target: Path, precisions: Sequence[Precision], options: Mapping[str, Any]) -> list[Task]:
+    """Return a task of `export` for each precision, with its images read; of each model they differ in the file alone.
+
+    Raises:
+        ValueError: For images that cannot be read.
+    """
+    tasks = []
+    for precision in precisions:
+        given = {"images": options["images"], "calibration": options["calibration"] if precision == "int8" else ""}
+        if any(given.values()):
+            given["on_broken"] = options["on_broken"]
+        with tempfile.TemporaryDirectory() as scratch:  # where the file will lie there is no folder yet
+            tasks.append(task_of("onnx", str(Path(scratch, "model.onnx")), precision=precision, **given))
+    return tasks
 
 
 def _fill(
-    part: Path, networks: dict[str, Any], parts: dict[str, bytes], compared: dict[str, Any], fresh: Collection[str]
+    part: Path, networks: dict[str, Any], parts: dict[str, bytes], tasks: Sequence[Task], fresh: Collection[str]
 ) -> dict[str, Any]:
     """Write all files of a page into an empty folder, and return what the page reads first."""
     shutil.copytree(Path(__file__).with_name("assets"), part, dirs_exist_ok=True)
@@ -112,7 +153,7 @@ def _fill(
     (part / "LICENSE.onnxruntime").replace(part / "runtime" / "LICENSE")
     index = {
         "models": [
-            _write(name, network, part / INDEX.parent, compared) | {"random": name in fresh}
+            _write(name, network, part / INDEX.parent, tasks) | {"random": name in fresh}
             for name, network in networks.items()
         ],
         "runtime": {"version": ortweb.VERSION, "files": {name: len(content) for name, content in parts.items()}},
@@ -136,8 +177,13 @@ def _names(models: Sequence[str]) -> list[str]:
 
 
 def _files_of(name: str) -> set[str]:
-    """Return what is written for a name, in the case that some file systems do not tell from others."""
-    return {f"{name}{ending}".lower() for ending in (".onnx", ".onnx.json", ".maps.onnx")}
+    """Return what may be written for a name, in the case that some file systems do not tell from others."""
+    models = [_file_of(name, precision) for precision in PRECISIONS]
+    return {file.lower() for file in [*models, *(f"{model}.json" for model in models), f"{name}.maps.onnx"]}
+
+
+def _file_of(name: str, precision: Precision) -> str:
+    return f"{name}.onnx" if precision == "fp32" else f"{name}.{precision}.onnx"
 
 
 def _load(model: str, pretrained: bool, trust: bool) -> Any:
@@ -158,19 +204,22 @@ def _load(model: str, pretrained: bool, trust: bool) -> Any:
     return network
 
 
-def _write(name: str, network: Any, folder: Path, compared: dict[str, Any]) -> dict[str, Any]:
-    """Write a network and its maps, and return what the page is told of them."""
-    file, maps = folder / f"{name}.onnx", folder / f"{name}.maps.onnx"
-    step(f"{name}: a model of the page")
-    manifest = to_onnx(network, str(file), **compared)
+def _write(name: str, network: Any, folder: Path, tasks: Sequence[Task]) -> dict[str, Any]:
+    """Write a network in each precision, and its maps, and return what the page is told of them."""
+    files: list[dict[str, Any]] = []
+    manifest: dict[str, Any] = {}
+    for task in tasks:
+        file = folder / _file_of(name, task.precision)
+        step(f"{name}: a model of the page, in {task.precision}")
+        manifest = write_checked(network, task._replace(output=file))
+        size = manifest["files"][file.name]["bytes"]
+        files.append({"precision": task.precision, "file": file.name, "bytes": size, "manifest": f"{file.name}.json"})
     shape, generator = manifest["input"]["shape"], torch.Generator().manual_seed(0)
     x = torch.randn(2, *shape, generator=generator, dtype=torch.float32, device="cpu")
     return {
         "name": name,
-        "file": file.name,
-        "bytes": manifest["files"][file.name]["bytes"],
-        "manifest": f"{file.name}.json",
-        "maps": _write_maps(network, x, maps),
+        "files": files,
+        "maps": _write_maps(network, x, folder / f"{name}.maps.onnx"),
     }
 
 

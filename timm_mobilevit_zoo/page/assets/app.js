@@ -1,20 +1,21 @@
 // The page itself: what the reader presses, and what is shown for it.
 import { Engine } from "./engine.js";
+import { lackOf } from "./gpu.js";
 import { clarity, drawMap, drawScale, isFlat, range } from "./overlay.js";
 import { geometry } from "./preprocess.js";
-import { drawChart, fillTable, measure, report } from "./timing.js";
+import { areMixed, drawChart, fillTable, measure, mebi, report } from "./timing.js";
 import { lying, turn } from "./upright.js";
 
 const TOP = 5;
 const CANVAS = 16e6; // pixels; some phones' canvases end there
 const $ = (id) => document.getElementById(id);
-const mebi = (bytes) => (bytes / 2 ** 20).toFixed(1);
 
 /** What is loaded and shown. */
 export const state = {
   index: null, // what models/index.json says
   engine: null,
   model: null, // the one of the index that is chosen
+  file: null, // its file in the precision that is chosen
   picture: null,
   classes: null, // likeliest first
   maps: null, // all of the picture's
@@ -24,7 +25,7 @@ export const state = {
 };
 
 const last = (path) => path.split("/").at(-1);
-const amount = ({ file, loaded, bytes }) => `${last(file)}: ${mebi(loaded)} of ${mebi(bytes)} MiB`;
+const amount = ({ file, loaded, bytes }) => `${last(file)}: ${mebi(loaded)} of ${mebi(bytes)}`;
 
 function say(message, isError = false) {
   if ($("status").textContent === message) return;
@@ -51,14 +52,15 @@ async function told(work) {
 
 async function json(file) {
   const response = await fetch(file);
-  if (!response.ok) throw new Error(`${file} cannot be read: the server answers ${response.status}`);
+  if (!response.ok) throw new Error(`Cannot load ${file}: the server answered ${response.status}`);
   return response.json();
 }
 
 async function start() {
   say("Loading");
   const index = (state.index = await json("models/index.json"));
-  for (const model of index.models) model.manifest = await json(`models/${model.manifest}`);
+  const files = index.models.flatMap((model) => model.files);
+  for (const file of files) file.manifest = await json(`models/${file.manifest}`);
   $("model").replaceChildren(...index.models.map(({ name }) => new Option(name)));
   $("model-row").hidden = index.models.length === 1;
   const { runtime, versions } = index;
@@ -70,28 +72,56 @@ async function start() {
   $("camera-note").hidden = Boolean(navigator.mediaDevices);
   state.engine = new Engine(progress);
   await state.engine.call("start", { backend: "wasm", threads: Number($("threads").value), sizes: runtime.files });
-  await choose(0);
-  for (const id of ["model", "file", "time"]) $(id).disabled = false;
+  await choose(index.models[0], index.models[0].files[0]);
+  for (const id of ["model", "precision", "file", "time"]) $(id).disabled = false;
   $("camera").disabled = !navigator.mediaDevices;
+  if (files.some(({ precision }) => precision === "fp16") && !(await lackOf(navigator.gpu, "fp32"))) {
+    const lack = await lackOf(navigator.gpu, "fp16");
+    $("gpu-note").hidden = !lack;
+    $("gpu-note").textContent = `${lack}: fp16 models are timed on WASM only.`;
+  }
 }
 
-async function choose(number) {
-  const model = state.index.models[number];
-  await state.engine.call("open", model);
-  state.model = model;
-  const { input, architecture, labels, output } = model.manifest;
+/** What the reader might otherwise expect of a precision. */
+const WITH_MAPS = "Attention maps are always computed in fp32.";
+const FP16 =
+  "Photos are classified on WASM, which has no 16-bit arithmetic: it converts numbers to 32 bits and back, so fp16 is " +
+  "a smaller download, but usually no faster.";
+const noteOn = (model, { precision }) =>
+  [...(precision === "fp16" ? [FP16] : []), ...(precision !== "fp32" && model.maps ? [WITH_MAPS] : [])].join(" ");
+
+/** Load a file of a model and show what it is. */
+async function choose(model, file) {
+  await state.engine.call("open", file);
+  const isOther = model !== state.model;
+  Object.assign(state, { model, file });
+  $("precision").replaceChildren(
+    ...model.files.map(({ precision, bytes }) => new Option(`${precision}, ${mebi(bytes)}`, precision)),
+  );
+  $("precision").value = file.precision;
+  $("precision-row").hidden = model.files.length === 1;
+  $("precision-note").textContent = noteOn(model, file);
+  $("precision-note").hidden = !$("precision-note").textContent;
+  const { input, architecture, labels, output } = file.manifest;
   const [, , H, W] = input.shape;
   const count = output.shape.at(-1);
   $("about").textContent =
-    `${architecture}: ${W} × ${H} pixels, ${count} classes${labels ? "" : " without names"}, ${mebi(model.bytes)} MiB` +
-    (model.random ? "; random weights" : "");
+    `${architecture}: ${W} × ${H} pixels, ${count} classes${labels ? "" : " (no names)"}, ` +
+    `${file.precision}, ${mebi(file.bytes)}${model.random ? "; random weights" : ""}`;
   const maps = model.maps?.outputs ?? [];
   $("attention").hidden = !maps.length;
   $("no-attention").hidden = Boolean(maps.length);
-  $("layer").replaceChildren(...maps.map(({ title }) => new Option(title)));
-  state.isLayerChosen = false;
+  if (isOther) $("layer").replaceChildren(...maps.map(({ title }) => new Option(title)));
+  if (isOther) state.isLayerChosen = false;
   say("Ready");
   if (state.picture) await classify();
+}
+
+/** Have a model of the index, in the precision that the reader has chosen, or keep what was there. */
+async function pick(model) {
+  await told(() => choose(model, model.files[$("precision").selectedIndex]));
+  $("model").selectedIndex = state.index.models.indexOf(state.model);
+  $("precision").value = state.file.precision;
 }
 
 /** The map to begin with: the roll-out, or else the clearest of at least 4 x 4 cells, where any has so many. */
@@ -126,7 +156,7 @@ async function open(file) {
   try {
     bitmap = await createImageBitmap(content, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
   } catch {
-    throw new Error(`${file.name} cannot be read as an image`);
+    throw new Error(`This browser cannot read ${file.name} as an image`);
   }
   state.picture = pixelsOf(bitmap, bitmap.width, bitmap.height, orientation);
   bitmap.close();
@@ -136,7 +166,7 @@ async function open(file) {
 /** Show the part of the picture that the model sees. */
 function showPicture() {
   const { canvas: source } = state.picture;
-  const { width, height, crop } = geometry(source.width, source.height, state.model.manifest.input);
+  const { width, height, crop } = geometry(source.width, source.height, state.file.manifest.input);
   const [across, down] = [source.width / width, source.height / height];
   const [w, h] = [crop.width * across, crop.height * down];
   const canvas = $("picture");
@@ -154,11 +184,11 @@ function showPicture() {
 
 async function classify() {
   showPicture();
-  const { model, picture, engine } = state;
+  const { file, picture, engine } = state;
   const { data, width, height } = picture.pixels;
   await engine.call("image", { data, width, height });
-  const { input, output, labels } = model.manifest;
-  const logits = (await engine.call("run", { file: model.file, input }))[output.name].data;
+  const { input, output, labels } = file.manifest;
+  const logits = (await engine.call("run", { file: file.file, input }))[output.name].data;
   const highest = logits.reduce((a, b) => Math.max(a, b));
   const exps = Array.from(logits, (logit) => Math.exp(logit - highest));
   const sum = exps.reduce((a, b) => a + b);
@@ -193,7 +223,7 @@ function showClasses() {
 }
 
 async function showAttention() {
-  const { model, engine } = state;
+  const { model, file, engine } = state;
   const shown = $("show").checked && state.picture && model.maps;
   $("attention-shown").hidden = !shown;
   $("overlay").hidden = !shown;
@@ -201,7 +231,7 @@ async function showAttention() {
   if (!shown) return;
   if (!state.maps) {
     await engine.call("open", model.maps);
-    state.maps = await engine.call("run", { file: model.maps.file, input: model.manifest.input });
+    state.maps = await engine.call("run", { file: model.maps.file, input: file.manifest.input });
     if (!state.isLayerChosen) $("layer").selectedIndex = foremost(model.maps.outputs, state.maps);
   }
   const { output, title, kind, text } = model.maps.outputs[$("layer").selectedIndex];
@@ -210,11 +240,12 @@ async function showAttention() {
   drawMap($("overlay"), state.map);
   drawScale($("scale"), kind);
   [$("low").textContent, $("high").textContent] = range(state.map.values, kind).map((value) => value.toPrecision(3));
-  $("kind").textContent = `${title}: ${text}` + (isFlat(state.map.values) ? "; here it is the same everywhere" : "");
+  const flat = isFlat(state.map.values) ? "; in this picture it is the same everywhere" : "";
+  $("kind").textContent = `${title}: ${text}${flat}`;
 }
 
 async function reshow() {
-  if ($("show").checked && !state.maps) say("Computing the maps");
+  if ($("show").checked && !state.maps) say("Computing the attention maps");
   await showAttention();
   say("Ready");
 }
@@ -235,10 +266,10 @@ async function startCamera() {
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
   } catch (error) {
-    throw new Error(`The camera cannot be used: ${error.message}`);
+    throw new Error(`Cannot use the camera: ${error.message}`);
   }
   $("camera").setAttribute("aria-pressed", "true");
-  $("camera").textContent = "Take picture";
+  $("camera").textContent = "Take a picture";
   $("classes").setAttribute("aria-live", "off"); // or each frame would be read out
   const video = $("video");
   video.srcObject = stream;
@@ -271,7 +302,11 @@ async function time() {
     drawChart($("chart"), rows);
     $("json").value = JSON.stringify(state.report, null, 1);
     $("timings").hidden = false;
-    announce("Done. The ratio is to the first row.");
+    $("to-fp32").hidden = !areMixed(rows);
+    announce(
+      "Done. “Ratio” compares each time with the first row" +
+        (areMixed(rows) ? ", “to fp32” with the fp32 file of the same model on the same backend." : "."),
+    );
   } catch (error) {
     announce(error.message);
   } finally {
@@ -287,7 +322,7 @@ async function copy() {
   } catch {
     document.querySelector("details").open = true;
     $("json").select();
-    $("copied").textContent = "This browser does not let the page copy: copy what is selected";
+    $("copied").textContent = "This browser does not let the page copy. The text is selected: copy it yourself.";
   }
 }
 
@@ -306,7 +341,9 @@ $("stage").addEventListener("drop", (event) => {
   const [file] = event.dataTransfer.files;
   if (file && state.model) told(() => open(file));
 });
-$("model").addEventListener("change", () => told(() => choose($("model").selectedIndex)));
+// Of another model, the same precision: to compare models, one changes nothing else. All have the same ones.
+$("model").addEventListener("change", () => pick(state.index.models[$("model").selectedIndex]));
+$("precision").addEventListener("change", () => pick(state.model));
 $("show").addEventListener("change", () => told(reshow));
 $("strength").addEventListener("input", () => ($("overlay").style.opacity = $("strength").value / 100));
 $("layer").addEventListener("change", () => {

@@ -14,7 +14,7 @@ export class Engine {
       if ("error" in data) reject(new Error(data.error));
       else resolve(data.result);
     };
-    this.worker.onerror = (event) => this.fail(event.message || "the worker could not be started");
+    this.worker.onerror = (event) => this.fail(event.message || "The worker that runs the models could not be started");
   }
 
   fail(message) {
@@ -24,7 +24,7 @@ export class Engine {
 
   call(call, args) {
     return new Promise((resolve, reject) => {
-      if (this.isClosed) return reject(new Error("stopped"));
+      if (this.isClosed) return reject(new Error("Stopped"));
       this.waiting.set(++this.count, { resolve, reject });
       this.worker.postMessage({ id: this.count, call, args });
     });
@@ -33,6 +33,6 @@ export class Engine {
   close() {
     this.isClosed = true;
     this.worker.terminate();
-    this.fail("stopped");
+    this.fail("Stopped");
   }
 }

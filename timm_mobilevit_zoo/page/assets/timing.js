@@ -2,7 +2,6 @@
 import { Engine } from "./engine.js";
 
 const WARM_UP = 5;
-const TOLERANCE = 1e-3; // of the logits' standard deviation, between back ends
 const GPU = "WebGPU";
 
 /** The settings to try: `{ backend, threads, name }`. */
@@ -23,12 +22,12 @@ function quantile(sorted, share) {
 }
 
 /**
- * Time models on one back end, in turns, so that a device that grows warm slows all of them. Return rows with `times`
- * and `logits`, or an `error`. `say` is called with what is being done, `signal` stops it.
+ * Time models' files on one back end, in turns, so that a device that grows warm slows all of them. Return rows with
+ * `times` and `logits`, or an `error`. `say` is called with what is being done, `signal` stops it.
  */
-async function measureOne(setting, models, sizes, runs, say, progress, signal) {
-  const rows = models.map((model) => ({ model: model.name, times: [] }));
-  const told = models.map(({ file, manifest: { input, output } }) => ({ file, input, output }));
+async function measureOne(setting, files, sizes, runs, say, progress, signal) {
+  const rows = files.map(({ model, precision, bytes }) => ({ model, precision, bytes, times: [] }));
+  const told = files.map(({ file, manifest: { input, output } }) => ({ file, input, output }));
   const engine = new Engine(progress);
   const abort = () => engine.close();
   signal.addEventListener("abort", abort);
@@ -43,9 +42,9 @@ async function measureOne(setting, models, sizes, runs, say, progress, signal) {
     say(`${setting.name}: starting`);
     await engine.call("start", { ...setting, sizes });
     for (const [i, row] of rows.entries()) {
-      say(`${setting.name}: loading ${row.model}`);
+      say(`${setting.name}: loading ${row.model} (${row.precision})`);
       await guarded(row, async () => {
-        await engine.call("open", models[i]);
+        await engine.call("open", files[i]);
         row.threads = await engine.call("threads");
         row.logits = await engine.call("check", told[i]);
       });
@@ -65,25 +64,31 @@ async function measureOne(setting, models, sizes, runs, say, progress, signal) {
     signal.removeEventListener("abort", abort);
     engine.close();
   }
-  return rows.map((row, i) => ({ ...row, backend: setting.name, size: told[i].input.shape.slice(2) }));
+  const rest = files.map(({ manifest }) => ({ size: manifest.input.shape.slice(2), tolerance: manifest.tolerance }));
+  return rows.map((row, i) => ({ ...row, backend: setting.name, ...rest[i] }));
 }
 
-/** How far numbers are from others, in standard deviations of those. */
-function distance(found, expected) {
+/** How far logits are from others, in standard deviations of those: the largest difference, in 8 bits the mean one. */
+function distance(found, expected, precision) {
   const mean = expected.reduce((a, b) => a + b) / expected.length;
   const deviation = Math.sqrt(expected.reduce((sum, value) => sum + (value - mean) ** 2, 0) / expected.length);
-  return found.reduce((most, value, i) => Math.max(most, Math.abs(value - expected[i])), 0) / deviation;
+  const differences = Array.from(found, (value, i) => Math.abs(value - expected[i]));
+  const most = differences.reduce((a, b) => Math.max(a, b), 0);
+  const usual = Math.sqrt(differences.reduce((sum, value) => sum + value ** 2, 0) / expected.length);
+  return (precision === "int8" ? usual : most) / deviation;
 }
 
 /**
- * Time models on all back ends; return rows with `median`, `q1` and `q3` in ms, `ratio` to the first that ran, and how
- * far the logits are `off` those of the first back end that ran the model.
+ * Time `models`, each of their files, on all back ends; return rows with `median`, `q1` and `q3` in ms, `ratio` to the
+ * first that ran, `ratioToFp32`, to the same model's fp32 on the same back end where that ran, and how far the logits
+ * are `off` those of the first back end that ran the file.
  */
 export async function measure({ models, sizes, runs, threads, say, progress, signal }) {
   const rows = [];
+  const all = models.flatMap(({ name, files }) => files.map((file) => ({ ...file, model: name })));
   for (const setting of backends(threads)) {
-    rows.push(...(await measureOne(setting, models, sizes, runs, say, progress, signal)));
-    if (signal.aborted) throw new Error("stopped");
+    rows.push(...(await measureOne(setting, all, sizes, runs, say, progress, signal)));
+    if (signal.aborted) throw new Error("Stopped");
   }
   for (const row of rows) {
     if (row.error) continue;
@@ -92,8 +97,11 @@ export async function measure({ models, sizes, runs, threads, say, progress, sig
   }
   const ran = rows.filter((row) => !row.error);
   for (const row of ran) {
+    const same = ran.filter(({ model }) => model === row.model);
+    const whole = same.find(({ backend, precision }) => backend === row.backend && precision === "fp32");
     row.ratio = row.median / ran[0].median;
-    row.off = distance(row.logits, ran.find(({ model }) => model === row.model).logits);
+    row.ratioToFp32 = whole ? row.median / whole.median : null;
+    row.off = distance(row.logits, same.find(({ precision }) => precision === row.precision).logits, row.precision);
   }
   for (const row of rows) delete row.logits;
   return rows;
@@ -114,17 +122,26 @@ const node = (tag, attributes = {}, children = [], space = "http://www.w3.org/19
   return made;
 };
 const shape = (tag, attributes, children) => node(tag, attributes, children, "http://www.w3.org/2000/svg");
+export const mebi = (bytes) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
 const short = (time) => (time < 100 ? time.toPrecision(3) : time.toFixed(0));
 
-/** Fill the body of a table. */
+/** Whether rows compare precisions. */
+export const areMixed = (rows) => rows.some(({ precision }) => precision !== rows[0].precision);
+
+/** Fill the body of a table, whose last column is there where rows compare precisions. */
 export function fillTable(body, rows) {
+  const isMixed = areMixed(rows);
   body.replaceChildren(
     ...rows.map((row) => {
-      const head = node("th", { scope: "row" }, [row.model, node("span", {}, [row.backend])]);
-      const isWrong = !row.error && !(row.off <= TOLERANCE); // NaN is not
-      if (isWrong) head.append(node("span", { class: "error" }, [`computes otherwise: off by ${row.off.toFixed(3)}`]));
-      if (row.error) return node("tr", {}, [head, node("td", { colspan: 3, class: "error" }, [row.error])]);
+      const head = node("th", { scope: "row" }, [row.model]);
+      head.append(node("span", {}, [`${row.precision}, ${mebi(row.bytes)}`]), node("span", {}, [row.backend]));
+      const isWrong = !row.error && !(row.off <= row.tolerance); // NaN is not
+      const text = `logits off by ${row.off?.toFixed(3)} standard deviations from the first backend’s`;
+      if (isWrong) head.append(node("span", { class: "error" }, [text]));
+      const whole = { colspan: isMixed ? 4 : 3, class: "error" };
+      if (row.error) return node("tr", {}, [head, node("td", whole, [row.error])]);
       const cells = [short(row.median), `${short(row.q1)}–${short(row.q3)}`, row.ratio.toFixed(2)];
+      if (isMixed) cells.push(row.ratioToFp32?.toFixed(2) ?? "–");
       return node("tr", {}, [head, ...cells.map((cell) => node("td", {}, [cell]))]);
     }),
   );
@@ -139,7 +156,7 @@ export function drawChart(chart, rows) {
     ...ran.map((row) => {
       const bar = shape("rect", { height: 14, width: share(row.median), class: row.backend === GPU ? "gpu" : "bar" });
       const spread = shape("line", { y1: 7, y2: 7, x1: share(row.q1), x2: share(row.q3) });
-      const label = node("p", {}, [`${row.model}, ${row.backend}: ${short(row.median)} ms`]);
+      const label = node("p", {}, [`${row.model}, ${row.precision}, ${row.backend}: ${short(row.median)} ms`]);
       return node("div", {}, [label, shape("svg", { width: "100%", height: 14 }, [bar, spread])]);
     }),
   );

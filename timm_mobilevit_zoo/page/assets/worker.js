@@ -1,4 +1,5 @@
 // One ONNX Runtime with one setting: how many threads it has is fixed by its first use, so each setting gets a worker.
+import { lackOf } from "./gpu.js";
 import { prepare } from "./preprocess.js";
 
 const BUILDS = { wasm: ["ort.wasm.min.mjs", ""], webgpu: ["ort.webgpu.min.mjs", ".asyncify"] };
@@ -9,7 +10,7 @@ const sessions = new Map();
 /** Read a file and say how far it is; `bytes` is its size where the server's header does not tell. */
 async function download(file, bytes) {
   const response = await fetch(new URL(file, import.meta.url));
-  if (!response.ok) throw new Error(`${file} cannot be read: the server answers ${response.status}`);
+  if (!response.ok) throw new Error(`Cannot load ${file}: the server answered ${response.status}`);
   const parts = [];
   let loaded = 0;
   for (const reader = response.body.getReader(); ; ) {
@@ -25,10 +26,7 @@ async function download(file, bytes) {
 const calls = {
   /** Start the runtime; return how many threads it has. `sizes` are those of its files. */
   async start({ backend, threads, sizes }) {
-    if (backend === "webgpu") {
-      if (!navigator.gpu) throw new Error("this browser has no WebGPU");
-      if (!(await navigator.gpu.requestAdapter())) throw new Error("this browser has WebGPU but no device for it");
-    }
+    await need(backend);
     const [module, kind] = BUILDS[backend];
     ort = await import(`./runtime/${module}`);
     const wasm = `ort-wasm-simd-threaded${kind}.wasm`;
@@ -39,10 +37,13 @@ const calls = {
     provider = backend;
   },
 
-  async open({ file, bytes }) {
+  async open({ file, bytes, precision }) {
     if (sessions.has(file)) return;
+    await need(provider, precision);
     const content = await download(`models/${file}`, bytes);
-    sessions.set(file, await ort.InferenceSession.create(content, { executionProviders: [provider] }));
+    // It would warn of each 16-bit operator that it computes in 32 bits.
+    const options = { executionProviders: [provider], logSeverityLevel: 3 };
+    sessions.set(file, await ort.InferenceSession.create(content, options));
   },
 
   image(pixels) {
@@ -70,6 +71,12 @@ const calls = {
 
   threads: () => ort.env.wasm.numThreads,
 };
+
+/** Fail in words where the device has not what a back end needs. */
+async function need(backend, precision) {
+  const lack = backend === "webgpu" ? await lackOf(navigator.gpu, precision) : "";
+  if (lack) throw new Error(lack);
+}
 
 const tensor = (values, input) => new ort.Tensor("float32", values, input.shape);
 
