@@ -477,8 +477,8 @@ def test_precisions_are_timed_beside_fp32(visit, precise_url, digits):
         ("{ requestAdapter: async () => ({ features: new Set(['shader-f16']) }) }", "fp16", ""),
     ],
 )
-def test_what_a_devices_webgpu_lacks(visit, url, gpu, precision, lack):
-    tab = visit(url + "preprocess.js")
+def test_what_a_devices_webgpu_lacks(visit, precise_url, gpu, precision, lack):
+    tab = visit(precise_url + "preprocess.js")
     found = tab.evaluate(f"async () => (await import('./gpu.js')).lackOf({gpu}, '{precision}')")
     assert lack in found
     assert bool(found) == bool(lack)
