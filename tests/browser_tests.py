@@ -424,11 +424,15 @@ def test_each_precision_classifies_as_python_does(visit, precise, precise_url, d
             expect(tab.locator("#about")).to_contain_text(size)
             ready(tab)
             manifest = json.loads((precise / "models" / file["manifest"]).read_text())
-            config = manifest["input"] | {"input_size": manifest["input"]["shape"][1:]}
-            wanted = logits_of(path, reader(config)(digits["val"][0])[None].numpy()).softmax(0)
+            told = manifest["input"]
+            config = {key: told[key] for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}
+            config["input_size"] = told["shape"][1:]
+            wanted = logits_of(path, reader(config)(digits["val"][0])[None].numpy()).log_softmax(0)
             shares[file["precision"]] = classify(tab, digits["val"][0])
             for found in shares[file["precision"]]:
-                assert found["probability"] == pytest.approx(float(wanted[found["index"]]), rel=2e-3)
+                off = abs(float(np.log(found["probability"]) - wanted[found["index"]]) / wanted.std())
+                # In 8 bits, a difference in a float's last digit may tip a value into the next step.
+                assert off < {"fp32": 1e-3, "fp16": 0.01, "int8": 0.1}[file["precision"]]
             note = tab.inner_text("#precision-note")
             assert ("WASM, which has no 16-bit arithmetic" in note) == (file["precision"] == "fp16")
             assert ("maps are always computed in fp32" in note) == (file["precision"] != "fp32" and bool(model["maps"]))
