@@ -68,6 +68,8 @@ def test_openvino_in_8_bits(tmp_path):
     assert len(found["int8"]["layers"]) > 60
     assert found["files"]["file.bin"]["bytes"] < 0.35 * found["int8"]["float_weights_bytes"]
     assert {"SoftMax", "Softmax"} & found["int8"]["float"].keys()
+    left = found["int8"]["float"]
+    assert left["MatMul"] == 24, "the two products of attention, in 12 blocks, and nothing of weights"
 
 
 class Norms(nn.Module):

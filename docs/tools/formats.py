@@ -16,6 +16,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import precision
 import timm
 
 from timm_mobilevit_zoo import export
@@ -146,6 +147,13 @@ def latency() -> str:
     return "\n\n".join(blocks)
 
 
+def precisions() -> str:
+    """Return the tables of what docs/tools/precision.py measured, one a runtime, folded."""
+    measured = [format for format in formats.FORMATS if "speed" in precision.stored(format)]
+    head = '<details markdown="1">\n<summary>{}</summary>\n'
+    return "\n\n".join(f"{head.format(one)}\n{precision.table(one)}\n\n</details>" for one in measured)
+
+
 def _spread(found: dict[str, Any]) -> str:
     return f"{found['median']:.2f} ({found['q1']:.2f} to {found['q3']:.2f})"
 
@@ -153,7 +161,8 @@ def _spread(found: dict[str, Any]) -> str:
 def page() -> str:
     """Return the page with its tables filled in."""
     text = PAGE.read_text(encoding="utf-8")
-    for name, filled in (("formats", table()), ("latency", latency())):
+    filled_in = {"formats": table(), "latency": latency(), "summary": precision.summary(), "precisions": precisions()}
+    for name, filled in filled_in.items():
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         head, _, rest = text.partition(begin)
         text = f"{head}{begin}\n{filled}\n{end}{rest.partition(end)[2]}"
@@ -171,7 +180,11 @@ def main() -> None:
     elif args.what[:1] == ["try"]:
         collect(args.what[1], args.what[2:])
     elif not args.check:
+        if precision.is_stale():
+            precision.draw()
         PAGE.write_text(page(), encoding="utf-8", newline="\n")
+    elif precision.is_stale():
+        sys.exit(f"stale, run `python docs/tools/formats.py`: {precision.PICTURE.relative_to(ROOT)}")
     elif page() != PAGE.read_text(encoding="utf-8"):
         sys.exit(f"stale, run `python docs/tools/formats.py`: {PAGE.relative_to(ROOT)}")
 

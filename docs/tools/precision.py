@@ -45,6 +45,7 @@ OURS = ("cloformer_xxs", "casvit_xs", "mobilevitv3_xxs", "recnext_m0")
 THEIRS = ("mobilevit_xxs", "mobilenetv4_conv_small", "repvit_m0_9")  # timm's
 SIDE = 224  # pixels
 CALIBRATED, TESTED = 32, 2000  # images
+TICKS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 60, 100)  # ms, and MiB
 SHAPES = {"fp32": "o", "fp16": "s", "int8": "D"}  # of markers
 
 
@@ -250,6 +251,7 @@ def picture() -> Any:
     for axis in axes[len(panels) :]:
         axis.remove()
     for axis, (format, told) in zip(axes, panels.items(), strict=False):
+        ends: dict[str, tuple[float, float]] = {}
         for name in (*OURS, *THEIRS):
             rows = [row for row in told["speed"]["rows"] if row["model"] == name and "ms" in row]
             axis.plot([row["ms"]["median"] for row in rows], [row["mib"] for row in rows], color="0.75", zorder=1)
@@ -259,14 +261,22 @@ def picture() -> Any:
                 place = dict(marker=SHAPES[row["precision"]], s=45, zorder=2, edgecolors="0.2", linewidths=0.7)
                 axis.scatter(row["ms"]["median"], row["mib"], color=[colour], **place)
             if rows:
-                end = (rows[0]["ms"]["median"], rows[0]["mib"])
-                how = dict(xytext=(0, 7), textcoords="offset points", ha="center", fontsize=7.5)
-                axis.annotate(name, end, parse_math=False, **how)
+                ends[name] = (rows[0]["ms"]["median"], rows[0]["mib"])
+        for name, (x, y) in ends.items():
+            near = [other for other, (u, v) in ends.items() if other != name and abs(u / x - 1) < 0.15 > abs(v / y - 1)]
+            side = "center" if not near else "right" if x < ends[near[0]][0] else "left"
+            moved = {"center": (0, 7), "right": (-7, 0), "left": (7, 0)}[side]
+            how = dict(xytext=moved, textcoords="offset points", ha=side, va="center" if near else "bottom")
+            axis.annotate(name, (x, y), parse_math=False, fontsize=7.5, **how)
         axis.set(xlabel=f"ms for one image of {told['speed']['size']} px, one thread", ylabel="MiB")
         axis.set(xscale="log", yscale="log")
+        axis.margins(0.18)
+        for one, limits in ((axis.xaxis, axis.get_xlim()), (axis.yaxis, axis.get_ylim())):
+            inside = [tick for tick in TICKS if limits[0] <= tick <= limits[1]]
+            one.set_ticks(inside, [f"{tick:g}" for tick in inside])
+            one.set_ticks([], minor=True)
         axis.set_title(format, fontsize=10)
-        axis.grid(alpha=0.3, which="both")
-        axis.margins(0.15)
+        axis.grid(alpha=0.3)
     label = "Fashion-MNIST top-1 at 32 px (%); white: not trained"
     figure.colorbar(colours, ax=axes[: len(panels)], label=label, shrink=0.6)
     handles = [Line2D([], [], linestyle="", marker=shape, color="0.4", label=name) for name, shape in SHAPES.items()]
