@@ -168,7 +168,8 @@ def test_maps_know_where_its_keys_lie(toy):
     "format", [name for name, about in FORMATS.items() if all(find_spec(module) for module in about.modules)]
 )
 def test_every_exporter_here_writes_it(toy, format, tmp_path):
-    found = getattr(export, f"to_{format}")(toy, str(tmp_path / f"toy{FORMATS[format].suffix}"))
+    path = tmp_path / f"toy{FORMATS[format].suffix}"
+    found = getattr(export, f"to_{format}")(toy, str(path), precision="fp32")
     assert found["architecture"] == "toy_of_the_tests"
     if FORMATS[format].run:
         assert found["checks"]["random"]["error"] < 1e-4
