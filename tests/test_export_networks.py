@@ -282,8 +282,10 @@ def test_two_that_write_one_file_are_one_too_many(same, tmp_path):
     with claiming(file, "output"):
         export.to_ncnn(network, str(tmp_path / "other.param"))
     export.to_ncnn(network, str(file))
+    empty = dict(size=None, dynamic=(), images=[], backend=None, calibration=[])
+    task = checked.Task("ncnn", file, **empty, precision="fp32", tolerance=1.0, overwrite=False)
     with pytest.raises(ValueError, match="exists; choose another"):
-        checked.write_checked(network, checked.Task("ncnn", file, None, (), [], "fp32", [], 1.0, False))
+        checked.write_checked(network, task)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
