@@ -12,7 +12,7 @@ from timm_mobilevit_zoo.common.extras import require
 from timm_mobilevit_zoo.common.progress import step
 from timm_mobilevit_zoo.common.quiet import converting
 
-from .executorch import _delegation
+from .executorch import lower
 from .format import Precision, Write
 from .plain import plain
 
@@ -23,16 +23,9 @@ def _write(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str], ba
     step("executorch: exporting the network as a graph")
     with converting():
         graph = torch.export.export(plain(network, x, in_steps=backend == "coreml"), (x,), strict=False)
-    step(f"executorch: lowering the graph to {backend}, which takes a while")
-    with converting():
-        exir = require("executorch.exir", "executorch")
-        lowered = exir.to_edge_transform_and_lower(graph, partitioner=[_PARTITIONERS[backend]()])
-        told = _delegation(lowered.exported_program().graph_module)
-        program = lowered.to_executorch()
+    told = lower(graph, path, _PARTITIONERS[backend], backend)
     if not told["regions"]:
         raise ValueError(f"{backend} takes nothing of this network")
-    with path.open("wb") as file:
-        program.write_to_file(file)
     return {backend: told}
 
 

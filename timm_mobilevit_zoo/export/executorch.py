@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from .format import Format, Run
 from .int8 import COMPARED, errors_of, told_of
 from .plain import plain
 
-__all__ = ["FORMAT"]
+__all__ = ["FORMAT", "lower"]
 
 
 def _write(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) -> dict[str, Any]:
@@ -30,21 +30,34 @@ def _write(network: nn.Module, x: Tensor, path: Path, dynamic: Sequence[str]) ->
 
 
 def _lower(exported: Any, path: Path) -> dict[str, Any]:
-    """Write what torch.export returned for ExecuTorch, and return what is to be told of it."""
-    step("executorch: lowering the graph to XNNPACK, which takes a while")
+    """Write what torch.export returned for XNNPACK, and return what is to be told of it."""
+    with converting():
+        partitioner = require("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
+    return {"xnnpack": lower(exported, path, partitioner.XnnpackPartitioner, "XNNPACK")}
+
+
+def lower(exported: Any, path: Path, partitioner: Callable[[], Any], name: str) -> dict[str, Any]:
+    """Write what torch.export returned, and return how many regions a partitioner's library takes, and what is left.
+
+    Args:
+        exported: What torch.export returned.
+        path: File to write.
+        partitioner: Makes what chooses the operators that the library takes.
+        name: The library's.
+    """
+    step(f"executorch: lowering the graph to {name}, which takes a while")
     with converting():
         exir = require("executorch.exir", "executorch")
-        partitioner = require("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
-        lowered = exir.to_edge_transform_and_lower(exported, partitioner=[partitioner.XnnpackPartitioner()])
+        lowered = exir.to_edge_transform_and_lower(exported, partitioner=[partitioner()])
         told = _delegation(lowered.exported_program().graph_module)
         program = lowered.to_executorch()
     with path.open("wb") as file:
         program.write_to_file(file)
-    return {"xnnpack": told}
+    return told
 
 
 def _delegation(graph: Any) -> dict[str, Any]:
-    """Return how many regions of a graph XNNPACK takes, and the operators that it leaves, with how many of each."""
+    """Return how many regions of a graph a library takes, and the operators that it leaves, with how many of each."""
     targets = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
     names = [target.removeprefix("<EdgeOpOverload: ").partition(">")[0] for target in targets]
     left = Counter(name for name in names if "call_delegate" not in name and "getitem" not in name)

@@ -237,7 +237,7 @@ def _resized(x: Tensor, target_size_height: int, target_size_width: int, samplin
 def _pad(x: Tensor, pad: Any, mode: str = "constant", constant_val: float = 0.0) -> Tensor:
     pairs = [*zip(pad[::2], pad[1::2], strict=True)]  # of the last dimensions, in their order
     last_first = [side for pair in reversed(pairs) for side in pair]
-    return F.pad(x, last_first, {"reflect": "reflect", "replicate": "replicate"}.get(mode, mode), constant_val)
+    return F.pad(x, last_first, mode, constant_val)
 
 
 def _split(x: Tensor, axis: int, num_splits: int | None = None, split_sizes: Any = None) -> list[Tensor]:
